@@ -1,0 +1,13 @@
+//! The control plane: Kubernetes objects in, BPF map contents out. Data flows one way, in the order of the modules:
+//!
+//! ```text
+//! Kubernetes --source--> objects --convert--> model --select/desired--> want --diff--> Plan --maps--> BPF maps
+//!                         |------------- values in, values out, no I/O -------------|        ^
+//!                                                          have = maps.dump() ----------------'
+//! ```
+//!
+//! `reconcile` is the loop around it; `datapath` loads and attaches the programs; `cli` and `report` are what an
+//! operator sees.
+
+pub mod report;
+pub mod source;

@@ -1,0 +1,94 @@
+//! `BACKENDS4`, `BACKENDS6`, `MEMBERS`, `SLOTS`, `GENERATIONS`: who serves, and for which service port.
+
+use crate::{
+    family::{Be16, Family, Protocol, V4, V6},
+    id::{BackendId, ServicePortId},
+};
+
+/// What a backend may be given.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct BackendState(pub u8);
+
+impl BackendState {
+    /// Ready: takes new connections.
+    pub const ACTIVE: Self = Self(1);
+    /// Serving while it terminates: keeps its connections, and takes new ones only when no backend is ready.
+    pub const TERMINATING: Self = Self(2);
+    /// Serving but not ready: keeps its connections, takes no new ones.
+    pub const QUARANTINED: Self = Self(3);
+
+    /// The name operators read.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::ACTIVE => "active",
+            Self::TERMINATING => "terminating",
+            Self::QUARANTINED => "quarantined",
+            _ => "?",
+        }
+    }
+}
+
+/// Facts about a backend. A bit set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct BackendFlags(pub u32);
+
+impl BackendFlags {
+    /// Runs on this node: reached by DNAT alone, the client keeps its address.
+    pub const LOCAL: Self = Self(1);
+
+    /// True if every bit of `other` is set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Value of `BACKENDS` under a [`BackendId`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct BackendValue<F: Family> {
+    /// Address that serves.
+    pub addr: F::Addr,
+    /// Port that serves.
+    pub port: Be16,
+    /// Protocol that serves.
+    pub protocol: Protocol,
+    /// The best state this backend has in any service port.
+    pub state: BackendState,
+    /// Facts.
+    pub flags: BackendFlags,
+}
+
+/// Key of `MEMBERS`: a backend as seen by one service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct MemberKey {
+    /// The service port.
+    pub service_port: ServicePortId,
+    /// The backend.
+    pub backend: BackendId,
+}
+
+/// Value of `MEMBERS`: present while the backend still serves *this* service port.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct MemberValue {
+    /// State in this service port.
+    pub state: BackendState,
+    /// Zero.
+    pub _pad: [u8; 3],
+}
+
+impl MemberValue {
+    /// A member in `state`.
+    pub const fn new(state: BackendState) -> Self {
+        Self { state, _pad: [0; 3] }
+    }
+}
+
+const _: () = assert!(size_of::<BackendValue<V4>>() == 12);
+const _: () = assert!(size_of::<BackendValue<V6>>() == 24);
+const _: () = assert!(size_of::<MemberKey>() == 8);
+const _: () = assert!(size_of::<MemberValue>() == 4);

@@ -1,0 +1,284 @@
+//! `CONNECTIONS4`, `CONNECTIONS6`: one entry per direction, each "rewrite this 5-tuple to that one", and the pure
+//! rules of its life: phases, expiry, and whether an entry may still be used.
+
+use crate::{
+    family::{Family, Protocol, V4, V6},
+    flow::Tuple,
+    id::{BackendId, ServicePortId},
+};
+
+/// Which way an entry translates, and where. A bit set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct ConnectionFlags(pub u8);
+
+impl ConnectionFlags {
+    /// Backend → client. Otherwise client → backend.
+    pub const REPLY: Self = Self(1);
+    /// The source address is rewritten to a node address: both directions are translated where they come in, and
+    /// sent on by the program itself, because the stack drops a foreign packet with a source address of its own.
+    pub const SNAT: Self = Self(2);
+    /// The client is a process of this node whose packets are translated as they leave.
+    pub const HOST: Self = Self(4);
+
+    /// True if every bit of `other` is set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets together.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+/// How far a connection has come, as seen by the packets of one direction.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Phase(pub u8);
+
+impl Phase {
+    /// Only the opening packet of this direction was seen (TCP SYN, or nothing yet).
+    pub const OPENING: Self = Self(0);
+    /// Data flows (TCP past the handshake; every UDP flow).
+    pub const ESTABLISHED: Self = Self(1);
+    /// This direction sent FIN.
+    pub const FINISHED: Self = Self(2);
+    /// This direction sent RST.
+    pub const RESET: Self = Self(3);
+
+    /// The name operators read.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::OPENING => "opening",
+            Self::ESTABLISHED => "established",
+            Self::FINISHED => "finished",
+            Self::RESET => "reset",
+            _ => "?",
+        }
+    }
+
+    /// The phase after a packet with `flags` (0 for UDP: established at once).
+    #[inline(always)]
+    #[must_use]
+    pub const fn after(self, protocol: Protocol, flags: TcpFlags) -> Self {
+        if protocol.0 != Protocol::TCP.0 {
+            Self::ESTABLISHED
+        } else if flags.has(TcpFlags::RST) {
+            Self::RESET
+        } else if flags.has(TcpFlags::FIN) {
+            Self::FINISHED
+        } else if flags.has(TcpFlags::SYN) {
+            Self::OPENING
+        } else if self.0 > Self::ESTABLISHED.0 {
+            self
+        } else {
+            Self::ESTABLISHED
+        }
+    }
+
+    /// Seconds without a packet after which the entry is dead. Established TCP as kube-proxy sets it (spec 7.22);
+    /// UDP as `nf_conntrack_udp_timeout_stream`.
+    #[inline(always)]
+    pub const fn timeout_s(self, protocol: Protocol) -> u32 {
+        match (protocol, self) {
+            (Protocol::TCP, Self::ESTABLISHED) => 86_400,
+            (Protocol::TCP, _) => 60,
+            _ => 120,
+        }
+    }
+}
+
+/// TCP flag bits as in byte 13 of the header (RFC 9293, 3.1).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct TcpFlags(pub u8);
+
+impl TcpFlags {
+    /// No more data from the sender.
+    pub const FIN: Self = Self(1);
+    /// Opens a connection.
+    pub const SYN: Self = Self(2);
+    /// Resets it.
+    pub const RST: Self = Self(4);
+    /// The acknowledgment field counts.
+    pub const ACK: Self = Self(16);
+
+    /// True if every bit of `other` is set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// True for the first packet of a TCP connection: SYN without ACK or RST.
+    #[inline(always)]
+    pub const fn opens(self) -> bool {
+        self.0 & (Self::SYN.0 | Self::ACK.0 | Self::RST.0) == Self::SYN.0
+    }
+}
+
+/// CLOCK_MONOTONIC in units of 2^30 ns (1.07 s): fits 32 bits for 146 years and costs a shift, not a division.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Coarse(pub u32);
+
+impl Coarse {
+    /// From CLOCK_MONOTONIC nanoseconds.
+    #[inline(always)]
+    pub const fn from_ns(ns: u64) -> Self {
+        Self((ns >> 30) as u32)
+    }
+
+    /// True if more than `seconds` have passed between `self` and `now`.
+    #[inline(always)]
+    pub const fn is_older_than(self, now: Self, seconds: u32) -> bool {
+        (now.0.saturating_sub(self.0) as u64) << 30 > seconds as u64 * 1_000_000_000
+    }
+
+    /// Whole seconds between `self` and `now`.
+    pub const fn age_s(self, now: Self) -> u64 {
+        ((now.0.saturating_sub(self.0) as u64) << 30) / 1_000_000_000
+    }
+}
+
+/// Value of `CONNECTIONS` under a [`crate::flow::FlowKey`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct ConnectionValue<F: Family> {
+    /// What the packet's addresses and ports become.
+    pub to: Tuple<F>,
+    /// The service port the client dialled.
+    pub service_port: ServicePortId,
+    /// The backend that serves it.
+    pub backend: BackendId,
+    /// `GENERATIONS[service_port]` when the backend was last known to serve it.
+    pub generation: u32,
+    /// When this direction last sent a packet.
+    pub last_seen: Coarse,
+    /// Which way, and where, it translates.
+    pub flags: ConnectionFlags,
+    /// How far this direction has come.
+    pub phase: Phase,
+    /// Zero.
+    pub _pad: [u8; 2],
+}
+
+impl<F: Family> ConnectionValue<F> {
+    /// True when its direction has been silent for longer than its phase allows.
+    #[inline(always)]
+    pub const fn is_expired(&self, protocol: Protocol, now: Coarse) -> bool {
+        self.last_seen.is_older_than(now, self.phase.timeout_s(protocol))
+    }
+}
+
+/// What the maps say about a connection's backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Membership {
+    /// Still serves this service port.
+    Serves,
+    /// No longer serves it.
+    Gone,
+}
+
+/// What to do with a packet that has a client → backend entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reuse {
+    /// Translate as the entry says.
+    Keep,
+    /// Choose a backend anew, as for a first packet.
+    Reselect,
+}
+
+/// Whether a client → backend entry still holds for a packet.
+///
+/// - Dead entries (expired; TCP finished or reset and opened again) are chosen anew.
+/// - UDP, and TCP connections being opened, leave a backend that no longer serves this service port at once
+///   (spec 7.4, 7.6); TCP past its handshake drains (spec 7.15).
+/// - A SYN on a live connection does not move it: a forged one could break it.
+#[inline(always)]
+pub fn reuse<F: Family>(
+    entry: &ConnectionValue<F>,
+    protocol: Protocol,
+    flags: TcpFlags,
+    now: Coarse,
+    membership: Membership,
+) -> Reuse {
+    let tcp = protocol == Protocol::TCP;
+    let opens = tcp && flags.opens();
+    let over = entry.phase.0 >= Phase::FINISHED.0;
+    let dead = if tcp {
+        opens && (over || entry.is_expired(protocol, now))
+    } else {
+        entry.is_expired(protocol, now)
+    };
+    let leaves = membership == Membership::Gone && (!tcp || opens);
+    if dead || leaves { Reuse::Reselect } else { Reuse::Keep }
+}
+
+const _: () = assert!(size_of::<ConnectionValue<V4>>() == 32);
+const _: () = assert!(size_of::<ConnectionValue<V6>>() == 56);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SYN: TcpFlags = TcpFlags::SYN;
+    const ACK: TcpFlags = TcpFlags::ACK;
+    const NONE: TcpFlags = TcpFlags(0);
+
+    fn entry(phase: Phase, last_seen: u32) -> ConnectionValue<V4> {
+        ConnectionValue { phase, last_seen: Coarse(last_seen), ..Default::default() }
+    }
+
+    #[test]
+    fn phases_follow_the_flags_of_one_direction() {
+        let rows = [
+            (Phase::OPENING, SYN, Phase::OPENING),
+            (Phase::OPENING, ACK, Phase::ESTABLISHED),
+            (Phase::ESTABLISHED, ACK, Phase::ESTABLISHED),
+            (Phase::ESTABLISHED, TcpFlags(17), Phase::FINISHED),
+            (Phase::FINISHED, ACK, Phase::FINISHED),
+            (Phase::ESTABLISHED, TcpFlags::RST, Phase::RESET),
+            (Phase::FINISHED, SYN, Phase::OPENING),
+        ];
+        for (before, flags, after) in rows {
+            assert_eq!(before.after(Protocol::TCP, flags), after, "{before:?} {flags:?}");
+        }
+        assert_eq!(Phase::OPENING.after(Protocol::UDP, NONE), Phase::ESTABLISHED);
+    }
+
+    #[test]
+    fn entries_are_kept_or_left_as_the_rules_say() {
+        use Membership::{Gone, Serves};
+        use Reuse::{Keep, Reselect};
+        let rows = [
+            ("established TCP keeps", Protocol::TCP, Phase::ESTABLISHED, ACK, 1, Serves, Keep),
+            ("TCP drains", Protocol::TCP, Phase::ESTABLISHED, ACK, 1, Gone, Keep),
+            ("a retransmitted SYN keeps", Protocol::TCP, Phase::OPENING, SYN, 1, Serves, Keep),
+            ("a retransmitted SYN leaves a gone backend", Protocol::TCP, Phase::OPENING, SYN, 1, Gone, Reselect),
+            ("a SYN does not move a live one", Protocol::TCP, Phase::ESTABLISHED, SYN, 1, Serves, Keep),
+            ("a finished one is opened anew", Protocol::TCP, Phase::FINISHED, SYN, 1, Serves, Reselect),
+            ("a reset one is opened anew", Protocol::TCP, Phase::RESET, SYN, 1, Serves, Reselect),
+            ("the last ACK of a finished one", Protocol::TCP, Phase::FINISHED, ACK, 1, Gone, Keep),
+            ("an expired opening is opened anew", Protocol::TCP, Phase::OPENING, SYN, 600, Serves, Reselect),
+            ("UDP keeps", Protocol::UDP, Phase::ESTABLISHED, NONE, 1, Serves, Keep),
+            ("UDP leaves a gone backend", Protocol::UDP, Phase::ESTABLISHED, NONE, 1, Gone, Reselect),
+            ("UDP expires", Protocol::UDP, Phase::ESTABLISHED, NONE, 600, Serves, Reselect),
+        ];
+        for (name, protocol, phase, flags, age, membership, expected) in rows {
+            let got = reuse(&entry(phase, 1000), protocol, flags, Coarse(1000 + age), membership);
+            assert_eq!(got, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn coarse_time_is_about_a_second() {
+        assert_eq!(Coarse::from_ns(1 << 30), Coarse(1));
+        assert!(!Coarse(0).is_older_than(Coarse(111), 120));
+        assert!(Coarse(0).is_older_than(Coarse(112), 120));
+        assert!(!Coarse(5).is_older_than(Coarse(4), 0), "a clock read before the write");
+    }
+}

@@ -1,0 +1,78 @@
+//! `DEVICES`, `NODE_ADDRESSES4`, `NODE_ADDRESSES6`: what this node is made of.
+
+use crate::family::{Addr4, Addr6, Family, V4, V6};
+
+/// What a network device leads to.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct DeviceRole(pub u32);
+
+impl DeviceRole {
+    /// Towards the network.
+    pub const UPLINK: Self = Self(1);
+    /// Towards a pod.
+    pub const WORKLOAD: Self = Self(2);
+    /// A tunnel device.
+    pub const OVERLAY: Self = Self(3);
+
+    /// The name operators read.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UPLINK => "uplink",
+            Self::WORKLOAD => "workload",
+            Self::OVERLAY => "overlay",
+            _ => "?",
+        }
+    }
+}
+
+/// Facts about a device. A bit set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct DeviceFlags(pub u32);
+
+impl DeviceFlags {
+    /// No Ethernet header: packets begin with the IP header (WireGuard, ipip, tun).
+    pub const L3: Self = Self(1);
+
+    /// True if every bit of `other` is set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+}
+
+/// Value of `DEVICES` under the device's ifindex (u32).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct DeviceValue {
+    /// What it leads to.
+    pub role: DeviceRole,
+    /// Facts.
+    pub flags: DeviceFlags,
+    /// IPv4 source of packets that leave by this device after SNAT: its own primary address, or the node's where
+    /// it has none. 0.0.0.0: the node has no IPv4 address.
+    pub snat4: Addr4,
+    /// The same for IPv6.
+    pub snat6: Addr6,
+}
+
+/// Key of `NODE_ADDRESSES`: an address of this node (kernel: type LOCAL).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct NodeAddressKey<F: Family> {
+    /// The address.
+    pub addr: F::Addr,
+}
+
+/// Value of `NODE_ADDRESSES`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C)]
+pub struct NodeAddressValue {
+    /// ifindex of the device that has the address.
+    pub ifindex: u32,
+}
+
+const _: () = assert!(size_of::<DeviceValue>() == 28);
+const _: () = assert!(size_of::<NodeAddressKey<V4>>() == 4);
+const _: () = assert!(size_of::<NodeAddressKey<V6>>() == 16);

@@ -1,0 +1,49 @@
+//! Every size, once. Entries of maps are the defaults of `lb-agent run --max-…`.
+
+use crate::verdict::Verdict;
+
+/// Service port ids, index 0 unused: entries of `GENERATIONS` and `SERVICE_COUNTERS`.
+pub const SERVICE_PORTS_MAX: u32 = 65_536;
+/// Entries of each `FRONTENDS`.
+pub const FRONTENDS_MAX: u32 = 262_144;
+/// Backend ids, index 0 unused: entries of each `BACKENDS` and of `BACKEND_COUNTERS`.
+pub const BACKENDS_MAX: u32 = 262_144;
+/// Entries of `SLOTS`: internal and external runs, and room for fresh ones.
+pub const SLOTS_MAX: u32 = 1_048_576;
+/// Entries of `MEMBERS`.
+pub const MEMBERS_MAX: u32 = 524_288;
+/// Entries of each `SOURCE_RANGES`.
+pub const SOURCE_RANGES_MAX: u32 = 65_536;
+/// Entries of each `NODE_ADDRESSES`.
+pub const NODE_ADDRESSES_MAX: u32 = 4_096;
+/// Entries of `DEVICES`.
+pub const DEVICES_MAX: u32 = 4_096;
+/// Entries of each `CONNECTIONS`; two per connection.
+pub const CONNECTIONS_MAX: u32 = 262_144;
+/// Entries of each `AFFINITY`.
+pub const AFFINITY_MAX: u32 = 65_536;
+/// Entries of each `SOCK_REV_NAT`.
+pub const SOCK_REV_NAT_MAX: u32 = 65_536;
+/// Entries of each `FRAGMENTS`.
+pub const FRAGMENTS_MAX: u32 = 8_192;
+/// Bytes of `EVENTS`; a power of two and a multiple of the page size.
+pub const EVENTS_BYTES: u32 = 262_144;
+
+/// First SNAT source port: above the default end of `ip_local_port_range` (60999), so that a host socket never has
+/// it by chance.
+pub const SNAT_PORT_MIN: u16 = 61_000;
+/// Number of SNAT source ports.
+pub const SNAT_PORT_COUNT: u16 = 4_536;
+/// Tries to find a free SNAT source port before the packet is dropped.
+pub const SNAT_TRIES: u32 = 32;
+
+/// VLAN tags skipped before the IP header.
+pub const VLAN_TAGS_MAX: u32 = 2;
+/// IPv6 extension headers skipped before the transport header.
+pub const IPV6_EXTENSIONS_MAX: u32 = 6;
+
+const _: () = assert!(SNAT_PORT_MIN as u32 + SNAT_PORT_COUNT as u32 == 65_536);
+const _: () = assert!(SLOTS_MAX >= 2 * MEMBERS_MAX);
+const _: () = assert!(MEMBERS_MAX >= BACKENDS_MAX);
+const _: () = assert!(EVENTS_BYTES.is_power_of_two());
+const _: () = assert!(Verdict::COUNT == 16);
