@@ -2,7 +2,7 @@
 //!
 //! bytemuck's derive cannot see through a generic parameter, so the proof stands here: every type listed is
 //! `repr(C)` or `repr(transparent)`, made of integers and byte arrays, any bit pattern of which is valid, and its
-//! size equals the sum of its fields' sizes (checked by [`no_padding`]), so it has no padding whose bytes would be
+//! size equals the sum of its fields' sizes (asserted below), so it has no padding whose bytes would be
 //! undefined.
 
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
     id::{BackendId, ServicePortId},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
-    source_range::{SourceRangeKey, SourceRangeValue},
+    source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
 };
 
 /// Implements the marker traits for a type after checking that its fields fill it.
@@ -68,8 +68,10 @@ pod! {
     BackendValue<V6> { addr: Addr6, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags }
     MemberKey { service_port: ServicePortId, backend: BackendId }
     MemberValue { state: BackendState, _pad: [u8; 3] }
-    SourceRangeKey<V4> { prefix_len: u32, service_port: ServicePortId, addr: Addr4 }
-    SourceRangeKey<V6> { prefix_len: u32, service_port: ServicePortId, addr: Addr6 }
+    SourceRangeData<V4> { service_port: ServicePortId, addr: Addr4 }
+    SourceRangeData<V6> { service_port: ServicePortId, addr: Addr6 }
+    SourceRangeKey<V4> { prefix_len: u32, data: SourceRangeData<V4> }
+    SourceRangeKey<V6> { prefix_len: u32, data: SourceRangeData<V6> }
     SourceRangeValue { allowed: u32 }
     AffinityKey<V4> { service_port: ServicePortId, kind: ClientKind, client: Client4 }
     AffinityKey<V6> { service_port: ServicePortId, kind: ClientKind, client: Client6 }
