@@ -27,7 +27,8 @@ impl<F: Family> FrontendKey<F> {
     }
 }
 
-/// A contiguous stretch of `SLOTS`: indices `base` to `base + count - 1`. `count` 0: no backend.
+/// A contiguous stretch of `SLOTS`: indices `base` to `base + count - 1`. `count` 0: no backend. Unless the frontend
+/// is [`FrontendFlags::MAGLEV`], its backend ids ascend, so that the datapath can search it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct Run {
