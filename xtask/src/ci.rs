@@ -15,7 +15,7 @@ const DENY_WARNINGS: [&str; 3] = ["--", "-D", "warnings"];
 /// All checks; stops at the first that fails.
 pub fn ci() -> Result<()> {
     require_root("CI")?;
-    setup::setup()?;
+    setup::setup_ci()?;
     format()?;
     lint()?;
     lint_ebpf()?;
@@ -55,14 +55,8 @@ fn document() -> Result<()> {
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))
 }
 
-/// Renders `deploy/` with whichever of kubectl and kustomize is here.
 fn render_manifests() -> Result<()> {
-    let mut render = if is_installed("kustomize") {
-        command("kustomize", &["build", "deploy"])
-    } else {
-        command("kubectl", &["kustomize", "deploy"])
-    };
-    run(render.stdout(std::process::Stdio::null()))
+    run(command("kubectl", &["kustomize", "deploy"]).stdout(std::process::Stdio::null()))
 }
 
 /// Checks the dependencies against deny.toml.

@@ -8,7 +8,7 @@ mod run;
 mod setup;
 mod test;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -60,7 +60,17 @@ enum Subject {
     Deny,
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match execute() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn execute() -> Result<()> {
     match Arguments::parse().command {
         Subject::Setup => setup::setup(),
         Subject::BuildEbpf { toolchain, log } => build_ebpf(toolchain, log),

@@ -8,7 +8,7 @@ use ebpf_build::Toolchain;
 
 use crate::run::{command, is_installed, is_root, run};
 
-/// Debian packages that bring one thing.
+/// One thing and the Debian packages that bring it.
 struct Need {
     what: &'static str,
     why: &'static str,
@@ -20,7 +20,8 @@ struct Need {
 const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
-const NEEDS: [Need; 8] = [
+/// For every command.
+const NEEDS: [Need; 7] = [
     Need {
         what: "a Rust compiler with core for BPF",
         why: "to compile lb-ebpf for the kernel",
@@ -63,6 +64,10 @@ const NEEDS: [Need; 8] = [
         packages: &["curl", "ca-certificates"],
         present: || is_installed("curl"),
     },
+];
+
+/// For `cargo xtask ci` besides.
+const CI_NEEDS: [Need; 2] = [
     Need {
         what: "Rust's linter for the BPF compiler",
         why: "`cargo xtask ci` lints lb-ebpf with the compiler that builds it",
@@ -71,11 +76,32 @@ const NEEDS: [Need; 8] = [
             Toolchain::detect().is_ok_and(|toolchain| toolchain == Toolchain::Nightly) || has_debian_clippy()
         },
     },
+    Need {
+        what: "kubectl",
+        why: "`cargo xtask ci` renders deploy/ with `kubectl kustomize`",
+        packages: &["kubernetes-client"],
+        present: || is_installed("kubectl"),
+    },
 ];
 
-/// Installs what is missing.
+/// Installs what is missing for building, running and testing.
 pub fn setup() -> Result<()> {
-    let missing: Vec<&Need> = NEEDS.iter().filter(|need| !(need.present)()).collect();
+    install_packages(NEEDS.iter())?;
+    if !has_linker() {
+        println!("setup: bpf-linker is missing (it links the BPF object): building it takes about a minute");
+        install_linker()?;
+    }
+    Ok(())
+}
+
+/// Installs what is missing for CI's checks.
+pub fn setup_ci() -> Result<()> {
+    setup()?;
+    install_packages(CI_NEEDS.iter())
+}
+
+fn install_packages<'a>(needs: impl Iterator<Item = &'a Need>) -> Result<()> {
+    let missing: Vec<&Need> = needs.filter(|need| !(need.present)()).collect();
     for need in &missing {
         println!(
             "setup: {} is missing ({}): Debian packages {}",
@@ -84,25 +110,12 @@ pub fn setup() -> Result<()> {
             need.packages.join(" ")
         );
     }
-    install_packages(&missing)?;
-    if !has_linker() {
-        println!("setup: bpf-linker is missing (it links the BPF object): building it takes about a minute");
-        install_linker()?;
-    }
-    Ok(())
-}
-
-fn install_packages(missing: &[&Need]) -> Result<()> {
     let packages: Vec<&str> = missing.iter().flat_map(|need| need.packages).copied().collect();
     if packages.is_empty() {
         return Ok(());
     }
-    let hint = "see docs/toolchain.md for the other ways";
     if !is_installed("apt-get") {
-        bail!(
-            "this machine has no apt-get: install {} with its own package manager, {hint}",
-            packages.join(" ")
-        );
+        bail!("this machine has no apt-get: install {} with its own package manager", packages.join(" "));
     }
     if !is_root() {
         bail!("installing needs root: `sudo apt-get install {}`, then run this again", packages.join(" "));
@@ -141,7 +154,7 @@ mod tests {
 
     #[test]
     fn each_need_says_what_it_is_for_and_which_packages_bring_it() {
-        for need in &NEEDS {
+        for need in NEEDS.iter().chain(&CI_NEEDS) {
             assert!(
                 !need.what.is_empty() && !need.why.is_empty() && !need.packages.is_empty(),
                 "{}",

@@ -70,13 +70,16 @@ impl Toolchain {
             Self::Debian => {
                 let args = ["--print", "target-libdir", "--target", TARGET];
                 let libdir = stdout_of(clean_environment(Command::new(DEBIAN_RUSTC).args(args)))?;
-                ensure!(Path::new(&libdir).is_dir(), "{DEBIAN_RUSTC} has no core for {TARGET}");
+                ensure!(Path::new(&libdir).is_dir(), "{DEBIAN_RUSTC} has no core for {TARGET}: {REMEDY}");
             }
             Self::Nightly => {
                 let args = ["run", "nightly", "rustc", "--print", "sysroot"];
                 let sysroot = stdout_of(clean_environment(Command::new("rustup").args(args)))?;
                 let core = Path::new(&sysroot).join("lib/rustlib/src/rust/library/core");
-                ensure!(core.is_dir(), "the nightly toolchain has no rust-src");
+                ensure!(
+                    core.is_dir(),
+                    "the nightly toolchain has no rust-src: `rustup component add rust-src --toolchain nightly`"
+                );
             }
         }
         Ok(())
