@@ -3,9 +3,9 @@
 use lb_common::{
     affinity::{AffinityKey, AffinityValue, ClientKind},
     backend::{BackendValue, MemberKey},
-    frontend::{FrontendFlags, FrontendValue, Run},
+    frontend::{FrontendFlags, FrontendValue, Scope},
     id::{BackendId, ServicePortId},
-    limits, maglev,
+    maglev,
 };
 
 use crate::{
@@ -14,9 +14,10 @@ use crate::{
 };
 
 /// Who asks, and with which luck.
+#[repr(C)]
 pub struct Choice<F: FamilyMaps> {
-    /// The run to choose from; not empty.
-    pub run: Run,
+    /// Where the client stands.
+    pub scope: Scope,
     /// The client as affinity knows it.
     pub client: F::Client,
     /// What `client` is.
@@ -28,7 +29,8 @@ pub struct Choice<F: FamilyMaps> {
 }
 
 /// A backend with its id.
-#[derive(Clone, Copy)]
+#[derive(Default)]
+#[repr(C)]
 pub struct Chosen<F: FamilyMaps> {
     /// Its id.
     pub id: BackendId,
@@ -43,44 +45,49 @@ pub fn serves(service_port: ServicePortId, backend: BackendId) -> bool {
     unsafe { MEMBERS.get(MemberKey { service_port, backend }) }.is_some()
 }
 
-/// The backend `id`, if it exists.
-#[inline(always)]
-fn lookup<F: FamilyMaps>(id: BackendId) -> Option<Chosen<F>> {
+/// Chooses a backend for a new connection and remembers it where the frontend has affinity; false if nobody serves.
+#[inline(never)]
+pub fn choose<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: &mut Chosen<F>) -> bool {
+    let run = frontend.run(choice.scope);
+    if run.count == 0 {
+        return false;
+    }
+    let slot = maglev::slot(run, frontend.flags, choice.flow_hash, choice.random);
+    let Some(&id) = SLOTS.get(slot) else { return false };
+    chosen.id = BackendId(id);
+    if frontend.flags.has(FrontendFlags::AFFINITY) {
+        chosen.id = sticky(frontend, choice, chosen.id);
+    }
     // SAFETY: copied at once.
-    let value = unsafe { F::backends().get(id) }?;
-    Some(Chosen { id, value: *value })
+    let Some(value) = (unsafe { F::backends().get(chosen.id) }) else { return false };
+    chosen.value = *value;
+    true
 }
 
-/// Chooses a backend for a new connection and remembers it where the frontend has affinity.
+/// The backend the client is bound to, else `chosen`, to which it is bound from here on.
 #[inline(always)]
-pub fn choose<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>) -> Option<Chosen<F>> {
-    let slot = maglev::slot(choice.run, frontend.flags, choice.flow_hash, choice.random);
-    let chosen = BackendId(*SLOTS.get(slot)?);
-    if !frontend.flags.has(FrontendFlags::AFFINITY) {
-        return lookup(chosen);
-    }
+fn sticky<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: BackendId) -> BackendId {
     let key = AffinityKey::<F> {
         service_port: frontend.service_port,
         kind: choice.client_kind,
         client: choice.client,
     };
     let now_ns = now_ns();
-    let bound = bound::<F>(frontend, choice.run, &key, now_ns, chosen);
-    let chosen = lookup(bound)?;
-    let value = AffinityValue { last_used_ns: now_ns, backend: bound, _pad: 0 };
+    let backend = bound::<F>(frontend, choice.scope, &key, now_ns, chosen);
+    let value = AffinityValue { last_used_ns: now_ns, backend, _pad: 0 };
     // Without room the client is merely not bound.
     let _ = F::affinity().insert(key, value, 0);
-    Some(chosen)
+    backend
 }
 
 /// The backend a fresh affinity entry binds the client to, else `chosen`.
 ///
-/// The bound backend must stand in the run the client would get now: one that became unready, remote under policy
+/// The bound backend must stand in the set the client would get now: one that became unready, remote under policy
 /// Local, or filtered by topology binds nobody (spec 3.8).
 #[inline(always)]
 fn bound<F: FamilyMaps>(
     frontend: &FrontendValue,
-    run: Run,
+    scope: Scope,
     key: &AffinityKey<F>,
     now_ns: u64,
     chosen: BackendId,
@@ -90,38 +97,10 @@ fn bound<F: FamilyMaps>(
     if !entry.is_fresh(now_ns, frontend.affinity_timeout_s) {
         return chosen;
     }
-    let eligible = if frontend.flags.has(FrontendFlags::MAGLEV) {
-        serves(frontend.service_port, entry.backend)
-    } else {
-        in_run(run, entry.backend)
-    };
-    if eligible { entry.backend } else { chosen }
-}
-
-/// Halvings that reduce the longest run, all of `SLOTS`, to nothing.
-const HALVINGS: u32 = limits::SLOTS_MAX.ilog2() + 1;
-
-/// True if `backend` stands in `run`, whose slots ascend by backend id.
-#[inline(always)]
-fn in_run(run: Run, backend: BackendId) -> bool {
-    let (mut low, mut len) = (run.base, run.count);
-    let mut step = 0;
-    while step < HALVINGS {
-        if len == 0 {
-            return false;
-        }
-        let half = len / 2;
-        let Some(&id) = SLOTS.get(low + half) else { return false };
-        if id == backend.0 {
-            return true;
-        }
-        if id < backend.0 {
-            low += half + 1;
-            len -= half + 1;
-        } else {
-            len = half;
-        }
-        step += 1;
+    let key = MemberKey { service_port: frontend.service_port, backend: entry.backend };
+    // SAFETY: read at once.
+    match unsafe { MEMBERS.get(key) } {
+        Some(member) if member.sets.has(frontend.member_set(scope)) => entry.backend,
+        _ => chosen,
     }
-    false
 }

@@ -8,11 +8,11 @@ use lb_common::{
     affinity::ClientKind,
     backend::BackendFlags,
     conntrack::{Coarse, ConnectionFlags, ConnectionValue},
+    device::NodeAddressKey,
     family::Address as _,
     flow::Tuple,
     fragment::FragmentValue,
-    frontend::{Empty, FrontendFlags, FrontendValue, Scope},
-    device::NodeAddressKey,
+    frontend::{Empty, FrontendFlags, Scope},
     maps::Scratch,
     verdict::{DropReason, Verdict},
 };
@@ -20,14 +20,14 @@ use lb_common::{
 use crate::{
     backend::{self, Choice, Chosen},
     conntrack::{self, Opening},
-    counters::{Outcome, count_connection},
+    counters::{Outcome, Seen, count, count_connection, count_verdict},
     forward::{self, FamilyRoute, Route, Way},
     frontend,
     globals::{now_ns, random},
     nat::{self, Hop},
-    packet::Packet,
+    packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
-    reject::{self, Back, FamilyAnswer},
+    reject::{self, Answer, Back, FamilyAnswer},
 };
 
 /// Everything a family brings.
@@ -36,6 +36,7 @@ impl<F: FamilyRoute + FamilyAnswer> Balanced for F {}
 
 /// The hook a packet is seen at.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Hook {
     /// Comes in from the network, or out of a tunnel.
     UplinkIngress,
@@ -48,6 +49,18 @@ pub enum Hook {
 }
 
 impl Hook {
+    /// The hook of `code`, its discriminant.
+    #[inline(always)]
+    const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::UplinkIngress),
+            1 => Some(Self::UplinkEgress),
+            2 => Some(Self::WorkloadIngress),
+            3 => Some(Self::WorkloadEgress),
+            _ => None,
+        }
+    }
+
     #[inline(always)]
     const fn is_ingress(self) -> bool {
         matches!(self, Self::UplinkIngress | Self::WorkloadIngress)
@@ -60,7 +73,10 @@ pub struct Work<F: Balanced> {
     /// The packet's headers.
     pub headers: Headers<F>,
     way: Way,
+    choice: Choice<F>,
+    chosen: Chosen<F>,
     opening: Opening<F>,
+    answer: Answer<F>,
 }
 
 impl<F: Balanced> Work<F> {
@@ -77,9 +93,25 @@ impl<F: Balanced> Work<F> {
     }
 }
 
+/// Decides about a packet, does it and counts it.
+///
+/// A BPF function of its own, so that whatever way of parsing led here, the verifier sees the same registers: the
+/// headers come from memory it knows nothing about.
+#[inline(never)]
+pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    let (bytes, ifindex) = (packet.len(), packet.ifindex());
+    let outcome = decide(packet, work, hook);
+    if outcome.verdict == Verdict::NotOurs {
+        count_verdict(outcome.verdict, bytes);
+    } else {
+        count(outcome, &Seen { flow: &work.headers.flow, bytes, ifindex });
+    }
+    outcome.verdict
+}
+
 /// Decides about a packet and does it.
 #[inline(always)]
-pub fn balance<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Outcome {
+fn decide<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Outcome {
     let Work { headers, way, .. } = work;
     let headers = &*headers;
     if let Some(entry) = conntrack::lookup(&headers.flow) {
@@ -97,9 +129,10 @@ pub fn balance<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook:
     if hook == Hook::WorkloadEgress {
         return Outcome::of(Verdict::NotOurs);
     }
-    match frontend::lookup(&headers.flow.tuple, headers.flow.protocol) {
-        Some(frontend) => opened(packet, work, frontend, hook),
-        None => Outcome::of(Verdict::NotOurs),
+    work.opening.reset();
+    match Verdict::from_code(packet.open(hook as u32)) {
+        Some(verdict) => work.opening.outcome(verdict),
+        None => Outcome::of(Verdict::RewriteFailed),
     }
 }
 
@@ -207,55 +240,64 @@ fn received<F: Balanced, P: Packet>(
 }
 
 /// Lets the later fragments of a datagram find its ports.
-#[inline(always)]
+#[inline(never)]
 fn remember_fragment<F: Balanced>(headers: &Headers<F>) {
     if headers.fragment == Fragment::First {
-        let ports = FragmentValue {
-            src_port: headers.flow.tuple.src_port,
-            dst_port: headers.flow.tuple.dst_port,
-        };
+        let ports =
+            FragmentValue { src_port: headers.flow.tuple.src_port, dst_port: headers.flow.tuple.dst_port };
         // Without room the later fragments pass untranslated and the datagram is lost, as any may be.
         let _ = F::fragments().insert(headers.fragment_key(), ports, 0);
     }
 }
 
-/// Opens a connection to a frontend, or refuses to. A BPF function of its own: the rare way gets its own stack frame
-/// and stays out of the common one's.
-#[inline(never)]
-fn opened<F: Balanced, P: Packet>(
-    packet: &mut P,
-    work: &mut Work<F>,
-    frontend: &FrontendValue,
-    hook: Hook,
-) -> Outcome {
+/// Opens a connection for the packet whose headers stand in the scratch memory, or refuses to; the verdict's code.
+///
+/// Runs as a global BPF function: the verifier checks it once by itself and not once more for every way of parsing
+/// that leads here, and the rare way gets a stack frame of its own.
+#[inline(always)]
+pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
+    let (Some(work), Some(hook)) = (Work::<F>::new(), Hook::from_code(hook)) else {
+        return Verdict::NotOurs as u32;
+    };
+    packet.pull();
+    opened(packet, work, hook) as u32
+}
+
+/// Opens a connection if there is a frontend to it.
+#[inline(always)]
+fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let headers = &work.headers;
     let client = headers.flow.tuple.src;
+    let Some(frontend) = frontend::lookup(&headers.flow.tuple, headers.flow.protocol) else {
+        return Verdict::NotOurs;
+    };
     if frontend.flags.has(FrontendFlags::HOST_ONLY)
         || (hook == Hook::UplinkEgress && !is_node_address::<F>(client))
     {
-        return Outcome::of(Verdict::NotOurs);
+        return Verdict::NotOurs;
     }
+    work.opening.service_port = frontend.service_port;
     if !frontend::allows::<F>(frontend, client) {
-        return Outcome::about(Verdict::SourceRange, frontend.service_port);
+        return Verdict::SourceRange;
     }
     let scope = if hook == Hook::UplinkIngress { Scope::External } else { Scope::Internal };
-    let choice = Choice::<F> {
-        run: frontend.run(scope),
+    work.choice = Choice {
+        scope,
         client: F::client_from_addr(client),
         client_kind: ClientKind::ADDRESS,
         flow_hash: headers.flow.hash(0),
         random: random(),
     };
-    let chosen = if choice.run.count == 0 { None } else { backend::choose(frontend, &choice) };
-    let Some(chosen) = chosen else {
-        return Outcome::about(unserved(packet, headers, frontend.when_empty(scope), hook), frontend.service_port);
-    };
-    let verdict = match connected(packet, work, frontend, &chosen, hook) {
-        Ok(verdict) => verdict,
-        Err(reason) => return Outcome::about(reason, frontend.service_port),
-    };
-    remember_fragment(&work.headers);
-    Outcome { verdict, service_port: frontend.service_port, backend: chosen.id }
+    if !backend::choose(frontend, &work.choice, &mut work.chosen) {
+        return unserved(packet, work, frontend.when_empty(scope), hook);
+    }
+    match connected(packet, work, hook) {
+        Ok(verdict) => {
+            remember_fragment(&work.headers);
+            verdict
+        }
+        Err(reason) => reason,
+    }
 }
 
 /// True if `addr` is this node's own.
@@ -267,33 +309,25 @@ fn is_node_address<F: Balanced>(addr: F::Addr) -> bool {
 
 /// The answer to a client that nobody serves.
 #[inline(always)]
-fn unserved<F: Balanced, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<F>,
-    empty: Empty,
-    hook: Hook,
-) -> Verdict {
+fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: Empty, hook: Hook) -> Verdict {
     if empty == Empty::Drop {
         return Verdict::PolicyLocal;
     }
     let back = if hook.is_ingress() { Back::Device } else { Back::Socket };
-    reject::refuse(packet, headers, back)
+    reject::refuse(packet, &work.headers, &mut work.answer, back)
 }
 
-/// Records a connection to `chosen` and translates its first packet.
+/// Records a connection to the chosen backend and translates its first packet.
 #[inline(always)]
 fn connected<F: Balanced, P: Packet>(
     packet: &mut P,
     work: &mut Work<F>,
-    frontend: &FrontendValue,
-    chosen: &Chosen<F>,
     hook: Hook,
 ) -> Result<Verdict, DropReason> {
-    let Work { headers, way, opening } = work;
+    let Work { headers, way, chosen, opening, .. } = work;
     opening.to = headers.flow.tuple;
     opening.to.dst = chosen.value.addr;
     opening.to.dst_port = chosen.value.port;
-    opening.service_port = frontend.service_port;
     opening.backend = chosen.id;
     opening.flags = flags(packet, &opening.to, chosen, hook, way)?;
     if opening.flags.has(ConnectionFlags::SNAT) {
@@ -304,7 +338,7 @@ fn connected<F: Balanced, P: Packet>(
         }
     }
     conntrack::record(opening, headers)?;
-    count_connection(frontend.service_port, chosen.id);
+    count_connection(opening.service_port, chosen.id);
     Ok(if opening.flags == ConnectionFlags(0) {
         translated(packet, headers, &opening.to)
     } else {

@@ -2,7 +2,7 @@
 
 use lb_common::{
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
-    family::Be16,
+    family::{Address as _, Be16},
     flow::{FlowKey, Tuple, slot_index},
     id::{BackendId, ServicePortId},
     limits,
@@ -11,6 +11,7 @@ use lb_common::{
 
 use crate::{
     backend,
+    counters::Outcome,
     globals::{now_ns, random, snat_ports},
     maps::{FamilyMaps, GENERATIONS},
     parse::Headers,
@@ -83,12 +84,27 @@ pub struct Opening<F: FamilyMaps> {
     entry: ConnectionValue<F>,
 }
 
+impl<F: FamilyMaps> Opening<F> {
+    /// Nothing found yet.
+    #[inline(always)]
+    pub fn reset(&mut self) {
+        self.service_port = ServicePortId::NONE;
+        self.backend = BackendId::NONE;
+    }
+
+    /// `verdict` with what was found.
+    #[inline(always)]
+    pub fn outcome(&self, verdict: Verdict) -> Outcome {
+        Outcome { verdict, service_port: self.service_port, backend: self.backend }
+    }
+}
+
 /// Records both directions of the flow `headers` belongs to; `opening.to` then is what the packet becomes.
 ///
 /// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
 /// backend dialled from one client port, or two clients translated to one node address, would share it; the later
 /// one then takes another source port.
-#[inline(always)]
+#[inline(never)]
 pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> Result<(), DropReason> {
     opening.entry = ConnectionValue {
         to: headers.flow.tuple.reversed(),
@@ -130,9 +146,24 @@ fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
         return true;
     }
     let Some(owner) = lookup(&opening.key) else { return false };
-    if owner.to != opening.entry.to || owner.flags != opening.entry.flags {
+    if !same(&owner.to, &opening.entry.to) || owner.flags != opening.entry.flags {
         return false;
     }
     *owner = opening.entry;
     true
+}
+
+/// True if two tuples are equal. One comparison of all words together: the verifier walks every branch of the loop
+/// this is called from.
+#[inline(always)]
+fn same<F: FamilyMaps>(a: &Tuple<F>, b: &Tuple<F>) -> bool {
+    let mut difference = (a.src_port.get() ^ b.src_port.get()) as u32;
+    difference |= (a.dst_port.get() ^ b.dst_port.get()) as u32;
+    let mut index = 0;
+    while index < F::Addr::WORDS {
+        difference |= a.src.word(index) ^ b.src.word(index);
+        difference |= a.dst.word(index) ^ b.dst.word(index);
+        index += 1;
+    }
+    difference == 0
 }

@@ -64,7 +64,7 @@ pub fn count_verdict(verdict: Verdict, bytes: u32) {
 }
 
 /// Counts an outcome by verdict, service port and backend, and samples it.
-#[inline(always)]
+#[inline(never)]
 pub fn count<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     count_verdict(outcome.verdict, seen.bytes);
     let refused = outcome.verdict.is_drop() || outcome.verdict == Verdict::Refused;

@@ -21,7 +21,7 @@ mod reject;
 mod socket;
 
 use aya_ebpf::{
-    bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
     macros::{cgroup_sock_addr, classifier},
     programs::{SockAddrContext, TcContext},
 };
@@ -31,9 +31,8 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, balance},
-    counters::{Seen, count, count_verdict},
-    packet::{Packet, TcPacket},
+    balance::{Balanced, Hook, Work, balance, open},
+    packet::{Opens, Packet as _, TcPacket},
     parse::{ETHERNET_LEN, parse, parse_link},
     socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},
 };
@@ -88,17 +87,39 @@ fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
 
 /// A packet of family `F`; `None` if it is nothing we know.
 #[inline(always)]
-fn family<F: Balanced, P: Packet>(packet: &mut P, l3: usize, hook: Hook) -> Option<Verdict> {
+fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<Verdict> {
     let work = Work::<F>::new()?;
-    parse::<F, P>(packet, l3, &mut work.headers)?;
-    let (bytes, ifindex) = (packet.len(), packet.ifindex());
-    let outcome = balance(packet, work, hook);
-    if outcome.verdict == Verdict::NotOurs {
-        count_verdict(outcome.verdict, bytes);
-    } else {
-        count(outcome, &Seen { flow: &work.headers.flow, bytes, ifindex });
+    work.headers.l3 = l3;
+    parse::<F, P>(packet, &mut work.headers)?;
+    Some(balance(packet, work, hook))
+}
+
+/// [`open`] for IPv4 packets at tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_open4(skb: *mut __sk_buff, hook: u32) -> u32 {
+    open::<V4, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+}
+
+/// [`open`] for IPv6 packets at tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_open6(skb: *mut __sk_buff, hook: u32) -> u32 {
+    open::<V6, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+}
+
+impl Opens<V4> for TcPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        tc_open4(self.skb(), hook)
     }
-    Some(outcome.verdict)
+}
+
+impl Opens<V6> for TcPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        tc_open6(self.skb(), hook)
+    }
 }
 
 /// What tc is told. `TC_ACT_UNSPEC` lets other programs of the hook, a CNI's, have their turn.

@@ -28,8 +28,7 @@ type Frontends<F> =
     HashMap<FrontendKey<F>, FrontendValue, { limits::FRONTENDS_MAX as usize }, { NO_PREALLOC as usize }>;
 type Backends<F> =
     HashMap<BackendId, BackendValue<F>, { limits::BACKENDS_MAX as usize }, { NO_PREALLOC as usize }>;
-type SourceRanges<F> =
-    LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
+type SourceRanges<F> = LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
 type NodeAddresses<F> = HashMap<
     NodeAddressKey<F>,
     NodeAddressValue,
@@ -38,8 +37,7 @@ type NodeAddresses<F> = HashMap<
 >;
 type Connections<F> = LruHashMap<FlowKey<F>, ConnectionValue<F>, { limits::CONNECTIONS_MAX as usize }>;
 type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
-type SockRevNat<F> =
-    LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
+type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
 type Fragments<F> = LruHashMap<FragmentKey<F>, FragmentValue, { limits::FRAGMENTS_MAX as usize }>;
 
 #[btf_map]

@@ -116,7 +116,7 @@ impl FamilyRewrite for V6 {
 ///
 /// A later fragment has no ports and no transport checksum: the first one's checksum covers the whole datagram and
 /// was updated with it.
-#[inline(always)]
+#[inline(never)]
 pub fn rewrite<F: FamilyRewrite, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
@@ -156,9 +156,5 @@ const fn fold(difference: Sum) -> u32 {
 #[inline(always)]
 pub fn pseudo_header<F: FamilyRewrite>(src: F::Addr, dst: F::Addr, protocol: Protocol, len: u16) -> Sum {
     let words = [0, protocol.0];
-    Sum::default()
-        .add_addr(src)
-        .add_addr(dst)
-        .add16(u16::from_ne_bytes(words))
-        .add16(len.to_be())
+    Sum::default().add_addr(src).add_addr(dst).add16(u16::from_ne_bytes(words)).add16(len.to_be())
 }

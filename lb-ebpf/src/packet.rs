@@ -4,12 +4,12 @@
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
-        bpf_redir_neigh,
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::{
         bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -60,6 +60,8 @@ pub trait Packet {
     fn pull(&mut self);
     /// Reads a `T` at `offset`, if the packet has it. `T` is made of integers and byte arrays only.
     fn read<T: Copy>(&self, offset: usize) -> Option<T>;
+    /// Copies a `T` from `offset`, wherever it lies: slower than [`Self::read`], for what is rare.
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T>;
     /// Overwrites bytes at `offset`. Checksums are the caller's business.
     fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused>;
     /// Updates a TCP or UDP checksum, whatever of it the hardware has still to do.
@@ -76,6 +78,12 @@ pub trait Packet {
     fn receive(&mut self, ifindex: u32) -> Result<(), Refused>;
 }
 
+/// A packet whose opening is a BPF function of its own ([`crate::balance::open`]), one per family and hook type.
+pub trait Opens<F>: Packet {
+    /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
+    fn open(&mut self, hook: u32) -> u32;
+}
+
 /// A packet at a tc hook.
 pub struct TcPacket {
     context: TcContext,
@@ -88,8 +96,9 @@ impl TcPacket {
         Self { context }
     }
 
+    /// The hook's context.
     #[inline(always)]
-    fn skb(&self) -> *mut __sk_buff {
+    pub fn skb(&self) -> *mut __sk_buff {
         self.context.as_ptr().cast()
     }
 }
@@ -145,6 +154,15 @@ impl Packet for TcPacket {
         // aligns IP headers where the machine needs it (NET_IP_ALIGN); elsewhere unaligned loads are cheap, and the
         // verifier refuses what is neither.
         Some(unsafe { *(at as *const T) })
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T> {
+        let mut value = T::default();
+        let to = (&raw mut value).cast();
+        // SAFETY: valid context; `to` points to `size_of::<T>()` writable bytes.
+        let result = unsafe { bpf_skb_load_bytes(self.context(), offset as u32, to, size_of::<T>() as u32) };
+        if result == 0 { Some(value) } else { None }
     }
 
     #[inline(always)]

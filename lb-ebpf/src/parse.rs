@@ -3,7 +3,7 @@
 
 use lb_common::{
     conntrack::TcpFlags,
-    family::{Addr4, Addr6, Be16, Family, Protocol, V4, V6},
+    family::{Addr4, Be16, Family, Protocol, V4, V6},
     flow::FlowKey,
     fragment::{FragmentKey, FragmentValue},
     limits,
@@ -61,18 +61,6 @@ impl<F: Family> Headers<F> {
     }
 }
 
-/// An IP header as far as it concerns us.
-pub struct Network<F: Family> {
-    src: F::Addr,
-    dst: F::Addr,
-    l4: usize,
-    ip_len: u32,
-    ttl: u8,
-    protocol: Protocol,
-    fragment: Fragment,
-    fragment_id: [u8; 4],
-}
-
 /// How a family's IP header is read.
 pub trait FamilyHeader: FamilyMaps {
     /// Length of the header without options or extensions.
@@ -80,8 +68,8 @@ pub trait FamilyHeader: FamilyMaps {
     /// Offset, in the header, of the bytes a rewrite changes ([`crate::nat`]).
     const REWRITE_OFFSET: usize;
 
-    /// Reads the IP header at `l3`.
-    fn parse<P: Packet>(packet: &P, l3: usize) -> Option<Network<Self>>;
+    /// Reads the IP header at `headers.l3` and sets everything that comes from it.
+    fn parse<P: Packet>(packet: &P, headers: &mut Headers<Self>) -> Option<()>;
 }
 
 #[derive(Clone, Copy)]
@@ -99,6 +87,7 @@ struct Ipv4Header {
     dst: Addr4,
 }
 
+/// The first 8 bytes of an IPv6 header; the addresses follow.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct Ipv6Header {
@@ -106,8 +95,6 @@ struct Ipv6Header {
     payload_len: Be16,
     next_header: u8,
     hop_limit: u8,
-    src: Addr6,
-    dst: Addr6,
 }
 
 /// More fragments follow (RFC 791).
@@ -120,28 +107,27 @@ impl FamilyHeader for V4 {
     const REWRITE_OFFSET: usize = 8;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, l3: usize) -> Option<Network<Self>> {
-        let header: Ipv4Header = packet.read(l3)?;
+    fn parse<P: Packet>(packet: &P, headers: &mut Headers<V4>) -> Option<()> {
+        let header: Ipv4Header = packet.read(headers.l3)?;
         let header_len = (header.version_ihl & 0x0f) as usize * 4;
         if header.version_ihl >> 4 != 4 || header_len < Self::HEADER_LEN {
             return None;
         }
         let fragment = header.fragment.get();
         let [id0, id1] = header.id;
-        Some(Network {
-            src: header.src,
-            dst: header.dst,
-            l4: l3 + header_len,
-            ip_len: header.total_len.get() as u32,
-            ttl: header.ttl,
-            protocol: Protocol(header.protocol),
-            fragment: match (fragment & IPV4_OFFSET, fragment & IPV4_MORE) {
-                (0, 0) => Fragment::Whole,
-                (0, _) => Fragment::First,
-                _ => Fragment::Later,
-            },
-            fragment_id: [id0, id1, 0, 0],
-        })
+        headers.flow.tuple.src = header.src;
+        headers.flow.tuple.dst = header.dst;
+        headers.flow.protocol = Protocol(header.protocol);
+        headers.l4 = headers.l3 + header_len;
+        headers.ip_len = header.total_len.get() as u32;
+        headers.ttl = header.ttl;
+        headers.fragment_id = [id0, id1, 0, 0];
+        headers.fragment = match (fragment & IPV4_OFFSET, fragment & IPV4_MORE) {
+            (0, 0) => Fragment::Whole,
+            (0, _) => Fragment::First,
+            _ => Fragment::Later,
+        };
+        Some(())
     }
 }
 
@@ -156,25 +142,23 @@ impl FamilyHeader for V6 {
     const REWRITE_OFFSET: usize = 4;
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, l3: usize) -> Option<Network<Self>> {
-        let header: Ipv6Header = packet.read(l3)?;
+    fn parse<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<()> {
+        let header: Ipv6Header = packet.read(headers.l3)?;
         if header.version_class_flow[0] >> 4 != 6 {
             return None;
         }
-        let mut network = Network {
-            src: header.src,
-            dst: header.dst,
-            l4: l3 + Self::HEADER_LEN,
-            ip_len: Self::HEADER_LEN as u32 + header.payload_len.get() as u32,
-            ttl: header.hop_limit,
-            protocol: Protocol(header.next_header),
-            fragment: Fragment::Whole,
-            fragment_id: [0; 4],
-        };
+        headers.flow.tuple.src = packet.read(headers.l3 + 8)?;
+        headers.flow.tuple.dst = packet.read(headers.l3 + 24)?;
+        headers.flow.protocol = Protocol(header.next_header);
+        headers.l4 = headers.l3 + Self::HEADER_LEN;
+        headers.ip_len = Self::HEADER_LEN as u32 + header.payload_len.get() as u32;
+        headers.ttl = header.hop_limit;
+        headers.fragment = Fragment::Whole;
+        headers.fragment_id = [0; 4];
         let mut extensions = 0;
         while extensions < limits::IPV6_EXTENSIONS_MAX {
-            if !skip_extension(packet, &mut network)? {
-                return Some(network);
+            if !skip_extension(packet, headers)? {
+                return Some(());
             }
             extensions += 1;
         }
@@ -184,39 +168,39 @@ impl FamilyHeader for V6 {
 
 /// Moves past one IPv6 extension header; false if there is none. In a later fragment nothing follows but payload.
 #[inline(always)]
-fn skip_extension<P: Packet>(packet: &P, network: &mut Network<V6>) -> Option<bool> {
-    if network.fragment == Fragment::Later {
+fn skip_extension<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<bool> {
+    if headers.fragment == Fragment::Later {
         return Some(false);
     }
-    match network.protocol.0 {
+    match headers.flow.protocol.0 {
         HOP_BY_HOP | ROUTING | DESTINATION => {
-            let [next, len]: [u8; 2] = packet.read(network.l4)?;
-            network.protocol = Protocol(next);
-            network.l4 += (len as usize + 1) * 8;
+            let [next, len]: [u8; 2] = packet.load(headers.l4)?;
+            headers.flow.protocol = Protocol(next);
+            headers.l4 += (len as usize + 1) * 8;
         }
         FRAGMENT => {
-            let [next, _, high, low]: [u8; 4] = packet.read(network.l4)?;
-            network.fragment_id = packet.read(network.l4 + 4)?;
+            let [next, _, high, low]: [u8; 4] = packet.load(headers.l4)?;
+            headers.fragment_id = packet.load(headers.l4 + 4)?;
             let offset = u16::from_be_bytes([high, low]);
-            network.fragment = match (offset & !7, offset & 1) {
+            headers.fragment = match (offset & !7, offset & 1) {
                 (0, 0) => Fragment::Whole,
                 (0, _) => Fragment::First,
                 _ => Fragment::Later,
             };
-            network.protocol = Protocol(next);
-            network.l4 += 8;
+            headers.flow.protocol = Protocol(next);
+            headers.l4 += 8;
         }
         _ => return Some(false),
     }
     // A chain longer than what is readable is not followed.
-    if network.l4 > crate::packet::OFFSET_MASK - 64 { None } else { Some(true) }
+    if headers.l4 > crate::packet::OFFSET_MASK - 64 { None } else { Some(true) }
 }
 
 /// EtherType and offset of the IP header behind a link-layer header of `link_len` bytes (0: none) and VLAN tags.
 #[inline(always)]
 pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)> {
     if link_len == 0 {
-        let version: u8 = packet.read(0)?;
+        let [version, _]: [u8; 2] = packet.read(0)?;
         return match version >> 4 {
             4 => Some((V4::ETHERTYPE, 0)),
             6 => Some((V6::ETHERTYPE, 0)),
@@ -237,25 +221,16 @@ pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)
     Some((ethertype.get(), l3))
 }
 
-/// Parses an IP packet of family `F` at `l3` into `headers`. `None`: not TCP or UDP, a later fragment of an unknown
+/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP or UDP, a later fragment of an unknown
 /// datagram, or too short to tell.
 #[inline(always)]
-pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, l3: usize, headers: &mut Headers<F>) -> Option<()> {
-    let network = F::parse(packet, l3)?;
-    if network.protocol != Protocol::TCP && network.protocol != Protocol::UDP {
+pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<()> {
+    F::parse(packet, headers)?;
+    if headers.flow.protocol != Protocol::TCP && headers.flow.protocol != Protocol::UDP {
         return None;
     }
-    headers.flow.tuple.src = network.src;
-    headers.flow.tuple.dst = network.dst;
-    headers.flow.protocol = network.protocol;
     headers.flow._pad = [0; 3];
-    headers.l3 = l3;
-    headers.l4 = network.l4;
-    headers.ip_len = network.ip_len;
-    headers.ttl = network.ttl;
     headers.tcp_flags = TcpFlags::default();
-    headers.fragment = network.fragment;
-    headers.fragment_id = network.fragment_id;
     let ports = transport(packet, headers)?;
     headers.flow.tuple.src_port = ports.src_port;
     headers.flow.tuple.dst_port = ports.dst_port;

@@ -172,16 +172,29 @@ struct IcmpHeader {
     unused: u32,
 }
 
+/// Memory to build an answer in.
+#[repr(C)]
+pub struct Answer<F: FamilyAnswer> {
+    ip: F::Header,
+    tcp: TcpHeader,
+    icmp: IcmpHeader,
+}
+
 /// Answers a packet nobody serves.
-#[inline(always)]
-pub fn refuse<F: FamilyAnswer, P: Packet>(packet: &mut P, headers: &Headers<F>, back: Back) -> Verdict {
+#[inline(never)]
+pub fn refuse<F: FamilyAnswer, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    answer: &mut Answer<F>,
+    back: Back,
+) -> Verdict {
     if headers.fragment == Fragment::Later || headers.tcp_flags.has(TcpFlags::RST) {
         return Verdict::RefusedSilently;
     }
     let built = if headers.flow.protocol == Protocol::TCP {
-        reset(packet, headers)
+        reset(packet, headers, answer)
     } else {
-        port_unreachable(packet, headers)
+        port_unreachable(packet, headers, answer)
     };
     match built.and_then(|()| send_back(packet, headers.l3, back)) {
         Ok(()) => Verdict::Refused,
@@ -189,43 +202,40 @@ pub fn refuse<F: FamilyAnswer, P: Packet>(packet: &mut P, headers: &Headers<F>, 
     }
 }
 
-/// IP and TCP header of a RST.
-#[repr(C)]
-struct Reset<F: FamilyAnswer> {
-    ip: F::Header,
-    tcp: TcpHeader,
-}
-
 /// Turns the packet into a RST.
 #[inline(always)]
-fn reset<F: FamilyAnswer, P: Packet>(packet: &mut P, headers: &Headers<F>) -> Result<(), Refused> {
-    let refused: TcpHeader = packet.read(headers.l4).ok_or(Refused)?;
-    let tuple = headers.flow.tuple.reversed();
+fn reset<F: FamilyAnswer, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    answer: &mut Answer<F>,
+) -> Result<(), Refused> {
+    let refused = &mut answer.tcp;
+    *refused = packet.read(headers.l4).ok_or(Refused)?;
     let partial = is_partial(headers, refused.checksum);
-    let mut tcp = TcpHeader {
-        src_port: tuple.src_port,
-        dst_port: tuple.dst_port,
-        seq: [0; 4],
-        ack: [0; 4],
+    let (seq, ack, flags) = if refused.flags.has(TcpFlags::ACK) {
+        (refused.ack, [0; 4], TcpFlags::RST)
+    } else {
+        let ack = u32::from_be_bytes(refused.seq).wrapping_add(sequence_len(headers, refused));
+        ([0; 4], ack.to_be_bytes(), TcpFlags(TcpFlags::RST.0 | TcpFlags::ACK.0))
+    };
+    let tuple = &headers.flow.tuple;
+    answer.tcp = TcpHeader {
+        src_port: tuple.dst_port,
+        dst_port: tuple.src_port,
+        seq,
+        ack,
         data_offset: (TCP_LEN as u8 / 4) << 4,
-        flags: TcpFlags::RST,
+        flags,
         window: 0,
         checksum: 0,
         urgent: 0,
     };
-    if refused.flags.has(TcpFlags::ACK) {
-        tcp.seq = refused.ack;
-    } else {
-        tcp.flags = TcpFlags(TcpFlags::RST.0 | TcpFlags::ACK.0);
-        tcp.ack = u32::from_be_bytes(refused.seq).wrapping_add(sequence_len(headers, &refused)).to_be_bytes();
-    }
-    let pseudo = pseudo_header::<F>(tuple.src, tuple.dst, Protocol::TCP, TCP_LEN as u16);
-    tcp.checksum = if partial { pseudo.fold() } else { pseudo.add_tcp(&tcp).checksum() };
+    let pseudo = pseudo_header::<F>(tuple.dst, tuple.src, Protocol::TCP, TCP_LEN as u16);
+    answer.tcp.checksum = if partial { pseudo.fold() } else { pseudo.add_tcp(&answer.tcp).checksum() };
+    answer.ip = F::header(headers, Protocol::TCP, TCP_LEN as u16);
     packet.resize((headers.l3 + F::HEADER_LEN + TCP_LEN) as u32)?;
-    packet.write(
-        headers.l3,
-        &Reset::<F> { ip: F::header(headers, Protocol::TCP, TCP_LEN as u16), tcp },
-    )
+    packet.write(headers.l3, &answer.ip)?;
+    packet.write(headers.l3 + F::HEADER_LEN, &answer.tcp)
 }
 
 /// Sequence numbers a segment takes: its data, SYN and FIN (RFC 9293, 3.4).
@@ -261,33 +271,25 @@ impl AddHeader for Sum {
     }
 }
 
-/// IP and ICMP header of an error.
-#[repr(C)]
-struct Unreachable<F: FamilyAnswer> {
-    ip: F::Header,
-    icmp: IcmpHeader,
-}
-
 /// Turns the packet into an ICMP port unreachable that quotes it.
 #[inline(always)]
 fn port_unreachable<F: FamilyAnswer, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
+    answer: &mut Answer<F>,
 ) -> Result<(), Refused> {
     let quoted = headers.l4 + QUOTED - headers.l3;
     let message = (ICMP_LEN + quoted) as u16;
     packet.resize((headers.l4 + QUOTED) as u32)?;
     packet.pull();
-    let sum = quotation(packet, headers.l3, quoted)?
-        .add16(u16::from_ne_bytes(F::PORT_UNREACHABLE));
+    let sum = quotation(packet, headers.l3, quoted)?.add16(u16::from_ne_bytes(F::PORT_UNREACHABLE));
     let pseudo = F::icmp_pseudo_header(headers, message);
+    answer.ip = F::header(headers, F::ICMP, message);
+    answer.icmp =
+        IcmpHeader { type_code: F::PORT_UNREACHABLE, checksum: Sum(sum.0 + pseudo.0).checksum(), unused: 0 };
     packet.make_room((F::HEADER_LEN + ICMP_LEN) as u32)?;
-    let icmp = IcmpHeader {
-        type_code: F::PORT_UNREACHABLE,
-        checksum: Sum(sum.0 + pseudo.0).checksum(),
-        unused: 0,
-    };
-    packet.write(headers.l3, &Unreachable::<F> { ip: F::header(headers, F::ICMP, message), icmp })
+    packet.write(headers.l3, &answer.ip)?;
+    packet.write(headers.l3 + F::HEADER_LEN, &answer.icmp)
 }
 
 /// Sum of `len` bytes (a multiple of 4) at `offset`.

@@ -17,13 +17,14 @@ use lb_common::{
     family::{Addr4, Addr6, Address as _, Be16, Protocol, V4, V6},
     flow::{FlowKey, Tuple, hash_u64},
     frontend::{Empty, FrontendFlags, FrontendValue, Scope},
+    id::ServicePortId,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::FEATURE_SET_RETVAL,
     verdict::Verdict,
 };
 
 use crate::{
-    backend::{self, Choice},
+    backend::{self, Choice, Chosen},
     counters::{Outcome, Seen, count, count_connection},
     frontend,
     globals::{has_feature, node_netns_cookie, random},
@@ -238,12 +239,12 @@ fn netns_cookie(context: &SockAddrContext) -> u64 {
 }
 
 /// `connect()`, and `sendto()` or `sendmsg()` with a destination: gives the socket a backend for the VIP it names.
-#[inline(always)]
+#[inline(never)]
 pub fn dial<F: FamilyMaps, C: Call<F>>(call: &mut C, luck: Luck) -> i32 {
     let Some(protocol) = protocol(call.context()) else { return ALLOW };
     let peer = call.peer();
-    let Some(frontend) = dialled::<F, C>(call, peer, protocol) else { return ALLOW };
-    let outcome = connected(call, peer, protocol, frontend, luck);
+    let Some(frontend) = dialled::<F, C>(call, &peer, protocol) else { return ALLOW };
+    let outcome = connected(call, &peer, protocol, frontend, luck);
     if outcome.verdict == Verdict::NotOurs {
         return ALLOW;
     }
@@ -254,10 +255,10 @@ pub fn dial<F: FamilyMaps, C: Call<F>>(call: &mut C, luck: Luck) -> i32 {
 
 /// The frontend a call names. NodePorts on a loopback address are for processes of the node itself only; any
 /// loopback address, and the unspecified one, which `connect()` takes for it, is listed as 127.0.0.1 or ::1.
-#[inline(always)]
+#[inline(never)]
 fn dialled<F: FamilyMaps, C: Call<F>>(
     call: &C,
-    peer: Endpoint<F>,
+    peer: &Endpoint<F>,
     protocol: Protocol,
 ) -> Option<&'static FrontendValue> {
     let loopback = peer.addr.is_loopback() || peer.addr.is_unspecified();
@@ -274,7 +275,7 @@ fn dialled<F: FamilyMaps, C: Call<F>>(
 #[inline(always)]
 fn connected<F: FamilyMaps, C: Call<F>>(
     call: &mut C,
-    peer: Endpoint<F>,
+    peer: &Endpoint<F>,
     protocol: Protocol,
     frontend: &FrontendValue,
     luck: Luck,
@@ -284,21 +285,21 @@ fn connected<F: FamilyMaps, C: Call<F>>(
     }
     let cookie = socket_cookie(call.context());
     let choice = Choice::<F> {
-        run: frontend.run(Scope::Internal),
+        scope: Scope::Internal,
         client: F::client_from_cookie(netns_cookie(call.context())),
         client_kind: ClientKind::NETNS_COOKIE,
         flow_hash: hash_u64(cookie, 0),
         random: if luck == Luck::Socket { hash_u64(cookie, 0) } else { random() },
     };
-    let chosen = if choice.run.count == 0 { None } else { backend::choose(frontend, &choice) };
-    let Some(chosen) = chosen else {
+    let mut chosen = Chosen::<F>::default();
+    if !backend::choose(frontend, &choice, &mut chosen) {
         return match frontend.when_empty(Scope::Internal) {
             Empty::Drop => Outcome::of(Verdict::NotOurs),
             Empty::Refuse => Outcome::about(Verdict::Refused, frontend.service_port),
         };
-    };
+    }
     let backend = Endpoint::<F> { addr: chosen.value.addr, port: chosen.value.port };
-    if remember(cookie, backend, peer, protocol, frontend) || luck == Luck::Connection {
+    if remember(cookie, &backend, peer, protocol, frontend.service_port) || luck == Luck::Connection {
         count_connection(frontend.service_port, chosen.id);
     }
     call.set_peer(backend);
@@ -306,21 +307,16 @@ fn connected<F: FamilyMaps, C: Call<F>>(
 }
 
 /// Remembers what the socket dialled; true if that is news.
-#[inline(always)]
+#[inline(never)]
 fn remember<F: FamilyMaps>(
     cookie: u64,
-    backend: Endpoint<F>,
-    dialled: Endpoint<F>,
+    backend: &Endpoint<F>,
+    dialled: &Endpoint<F>,
     protocol: Protocol,
-    frontend: &FrontendValue,
+    service_port: ServicePortId,
 ) -> bool {
     let key = SockRevNatKey::<F>::new(cookie, backend.addr, backend.port, protocol);
-    let value = SockRevNatValue::<F> {
-        addr: dialled.addr,
-        port: dialled.port,
-        _pad: 0,
-        service_port: frontend.service_port,
-    };
+    let value = SockRevNatValue::<F> { addr: dialled.addr, port: dialled.port, _pad: 0, service_port };
     // SAFETY: compared at once.
     if unsafe { F::sock_rev_nat().get(key) } == Some(&value) {
         return false;
@@ -341,13 +337,14 @@ fn refuse() -> i32 {
 }
 
 /// `recvfrom()`, `recvmsg()` and `getpeername()`: shows the VIP the socket dialled in place of the backend.
-#[inline(always)]
+#[inline(never)]
 pub fn answer<F: FamilyMaps, C: Call<F>>(call: &mut C) -> i32 {
     let Some(protocol) = protocol(call.context()) else { return ALLOW };
     let peer = call.peer();
     let cookie = socket_cookie(call.context());
     // SAFETY: copied at once.
-    let entry = unsafe { F::sock_rev_nat().get(SockRevNatKey::<F>::new(cookie, peer.addr, peer.port, protocol)) };
+    let entry =
+        unsafe { F::sock_rev_nat().get(SockRevNatKey::<F>::new(cookie, peer.addr, peer.port, protocol)) };
     let Some(dialled) = entry.copied() else { return ALLOW };
     call.set_peer(Endpoint { addr: dialled.addr, port: dialled.port });
     let tuple = Tuple { src: peer.addr, src_port: peer.port, ..Tuple::default() };
