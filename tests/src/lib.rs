@@ -3,4 +3,5 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 #![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
+pub mod packet;
 pub mod prog;
