@@ -74,7 +74,11 @@ impl FileSource {
     }
 
     /// Sends what the directory holds, [`Change::Synced`] for every kind, then what changes, until `stop`.
-    pub async fn run(self, changes: mpsc::Sender<Change>, stop: CancellationToken) -> Result<(), FileSourceError> {
+    pub async fn run(
+        self,
+        changes: mpsc::Sender<Change>,
+        stop: CancellationToken,
+    ) -> Result<(), FileSourceError> {
         let dir = std::path::absolute(&self.dir)
             .map_err(|source| FileSourceError::Directory { dir: self.dir.clone(), source })?;
         let (messages, inbox) = std_mpsc::channel();
@@ -268,7 +272,11 @@ impl Reader {
     /// happened before is seen.
     fn rescan(&mut self) -> Result<(), Stopped> {
         let directory = std::fs::metadata(&self.dir).and_then(|metadata| {
-            if metadata.is_dir() { Ok((metadata.dev(), metadata.ino())) } else { Err(io::ErrorKind::NotADirectory.into()) }
+            if metadata.is_dir() {
+                Ok((metadata.dev(), metadata.ino()))
+            } else {
+                Err(io::ErrorKind::NotADirectory.into())
+            }
         });
         self.watch.follow(directory.as_ref().ok().copied());
         match directory.and_then(|_| self.changed_files()) {
@@ -280,7 +288,9 @@ impl Reader {
             }
             Err(error) => {
                 self.pending.rescan_at = Instant::now() + RESCAN_MISSING;
-                self.report(Some(format!("cannot be read: {error}; what it held stays in force until it can")))
+                self.report(Some(format!(
+                    "cannot be read: {error}; what it held stays in force until it can"
+                )))
             }
         }
     }
@@ -313,7 +323,11 @@ impl Reader {
             return Ok(());
         }
         let origin = self.dir.display().to_string();
-        let refusal = |reason: &String| Refusal { object: origin.clone(), field: String::new(), reason: reason.clone() };
+        let refusal = |reason: &String| Refusal {
+            object: origin.clone(),
+            field: String::new(),
+            reason: reason.clone(),
+        };
         let refusals = fault.iter().map(refusal).collect();
         self.fault = fault;
         self.inventory.outlet().send(Change::Unreadable { origin, refusals })

@@ -232,9 +232,8 @@ impl Inventory {
         mut update: Update<'_>,
         mut groups: impl Iterator<Item = Vec<Outcome>>,
     ) -> Result<(), Stopped> {
-        let result = groups.try_for_each(|group| {
-            group.into_iter().try_for_each(|outcome| self.take(&mut update, outcome))
-        });
+        let result = groups
+            .try_for_each(|group| group.into_iter().try_for_each(|outcome| self.take(&mut update, outcome)));
         let path = update.path;
         let (file, vanished) = update.finish();
         for object_ref in vanished {
@@ -408,7 +407,8 @@ impl<'a> Update<'a> {
         let unreadable: HashSet<&ObjectRef> =
             self.documents.iter().flat_map(|document| &document.unreadable).collect();
         let (mut kept, mut vanished) = (Vec::new(), Vec::new());
-        for (object_ref, hash) in self.old.objects().filter(|(object_ref, _)| !self.seen.contains(object_ref)) {
+        for (object_ref, hash) in self.old.objects().filter(|(object_ref, _)| !self.seen.contains(object_ref))
+        {
             if unnamed || unreadable.contains(object_ref) {
                 kept.push((object_ref.clone(), *hash));
             } else {

@@ -90,7 +90,10 @@ impl Document<'_> {
                 let header: JsonHeader<'_> = serde_json::from_str(self.text).ok()?;
                 let item_type = self.item_type.as_ref();
                 let api_version = header.api_version.as_deref().or(item_type.map(|known| known.0.as_str()))?;
-                let kind = kind_of(api_version, header.kind.as_deref().or(item_type.map(|known| known.1.as_str()))?)?;
+                let kind = kind_of(
+                    api_version,
+                    header.kind.as_deref().or(item_type.map(|known| known.1.as_str()))?,
+                )?;
                 read(kind, &mut serde_json::Deserializer::from_str(self.text)).ok()
             }
         }
@@ -98,7 +101,8 @@ impl Document<'_> {
 
     fn parse_thoroughly(&self, origin: &str, parsed: &mut Parsed) {
         let context = Context { origin, place: &self.place };
-        let item_type = self.item_type.as_ref().map(|(api_version, kind)| (api_version.as_str(), kind.as_str()));
+        let item_type =
+            self.item_type.as_ref().map(|(api_version, kind)| (api_version.as_str(), kind.as_str()));
         match self.value() {
             Ok(value) => parsed.read_value(value, item_type, &context),
             Err(reason) => {
@@ -185,7 +189,12 @@ fn push_json<'a>(documents: &mut Vec<Document<'a>>, text: &'a str) {
         .map(|(api_version, kind)| (api_version.to_owned(), kind.to_owned()));
     for (index, item) in items.into_iter().enumerate() {
         let place = format!("{place}, items[{index}]");
-        documents.push(Document { format: Format::Json, text: item.get(), place, item_type: item_type.clone() });
+        documents.push(Document {
+            format: Format::Json,
+            text: item.get(),
+            place,
+            item_type: item_type.clone(),
+        });
     }
 }
 
@@ -294,7 +303,8 @@ impl Parsed {
             let reason = "missing: a document is an object with apiVersion, kind and metadata".to_owned();
             return self.refusals.push(context.refusal("kind".to_owned(), reason));
         };
-        let api_version = text_of("apiVersion").or(item_type.map(|known| known.0.to_owned())).unwrap_or_default();
+        let api_version =
+            text_of("apiVersion").or(item_type.map(|known| known.0.to_owned())).unwrap_or_default();
         match value.get_mut("items").map(Value::take) {
             Some(Value::Array(items)) if kind.ends_with("List") => {
                 self.read_items(items, (&api_version, &kind), context);
@@ -314,7 +324,8 @@ impl Parsed {
     fn read_object(&mut self, value: Value, object_type: (&str, &str), context: &Context<'_>) {
         let (api_version, kind_name) = object_type;
         let label = label(&value, kind_name, context);
-        let refusal = |field: &str, reason| Refusal { object: label.clone(), field: field.to_owned(), reason };
+        let refusal =
+            |field: &str, reason| Refusal { object: label.clone(), field: field.to_owned(), reason };
         let Some(kind) = kind_of(api_version, kind_name) else {
             return self.refusals.push(match KINDS.iter().find(|known| known.1 == kind_name) {
                 Some(known) => {
@@ -371,7 +382,8 @@ fn named(kind: Kind, value: &Value) -> Option<ObjectRef> {
 mod tests {
     use super::*;
 
-    const SERVICE: &str = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.0.0.1}\n";
+    const SERVICE: &str =
+        "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {clusterIP: 10.0.0.1}\n";
 
     fn parse_all(format: Format, text: &str) -> Parsed {
         let mut all = Parsed::default();
@@ -397,14 +409,16 @@ mod tests {
 
     #[test]
     fn documents_are_cut_at_separators_only() {
-        let text = "# a comment\n---\na: 1\n--- # two\nb: |\n  ---\n  x\n---\n---\n%YAML 1.2\n---\nc: 3\n...\n";
+        let text =
+            "# a comment\n---\na: 1\n--- # two\nb: |\n  ---\n  x\n---\n---\n%YAML 1.2\n---\nc: 3\n...\n";
         let texts: Vec<&str> = documents(Format::Yaml, text).iter().map(|document| document.text).collect();
         assert_eq!(texts, ["---\na: 1\n", "--- # two\nb: |\n  ---\n  x\n", "---\nc: 3\n...\n"]);
     }
 
     #[test]
     fn windows_line_ends_and_quoted_types_are_read() {
-        let text = "apiVersion: \"v1\"\r\nkind: 'Service'\r\nmetadata:\r\n  name: web\r\n---\r\n".repeat(1) + SERVICE;
+        let text = "apiVersion: \"v1\"\r\nkind: 'Service'\r\nmetadata:\r\n  name: web\r\n---\r\n".repeat(1)
+            + SERVICE;
         assert_eq!(names(&parse_all(Format::Yaml, &text)), ["Service default/web", "Service default/web"]);
     }
 
@@ -428,12 +442,17 @@ mod tests {
 
     #[test]
     fn what_is_not_used_is_refused_by_kind_or_version() {
-        let deployment = "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: ignored, namespace: default}\n";
+        let deployment =
+            "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: ignored, namespace: default}\n";
         assert_refused(&parse_all(Format::Yaml, deployment), "Deployment default/ignored", "kind");
         let beta = "apiVersion: discovery.k8s.io/v1beta1\nkind: EndpointSlice\nmetadata: {name: s}\n";
         assert_refused(&parse_all(Format::Yaml, beta), "EndpointSlice default/s", "apiVersion");
         assert_refused(&parse_all(Format::Yaml, "just text\n"), "f, document 1 (line 1)", "kind");
-        assert_refused(&parse_all(Format::Yaml, "apiVersion: v1\nkind: Node\n"), "Node in f", "metadata.name");
+        assert_refused(
+            &parse_all(Format::Yaml, "apiVersion: v1\nkind: Node\n"),
+            "Node in f",
+            "metadata.name",
+        );
     }
 
     #[test]
@@ -459,14 +478,16 @@ mod tests {
 
     #[test]
     fn merge_keys_are_merged_as_kubectl_does() {
-        let text = "apiVersion: v1\nkind: Service\nx-base: &b {name: web, namespace: shop}\nmetadata:\n  <<: *b\n";
+        let text =
+            "apiVersion: v1\nkind: Service\nx-base: &b {name: web, namespace: shop}\nmetadata:\n  <<: *b\n";
         assert_eq!(names(&parse_all(Format::Yaml, text)), ["Service shop/web"]);
     }
 
     #[test]
     fn objects_of_other_proxies_and_headless_ones_are_as_if_absent() {
         for text in [
-            SERVICE.replace("{name: web}", "{name: w, labels: {service.kubernetes.io/service-proxy-name: ''}}"),
+            SERVICE
+                .replace("{name: web}", "{name: w, labels: {service.kubernetes.io/service-proxy-name: ''}}"),
             SERVICE.replace("10.0.0.1", "None"),
             "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata:\n  name: s\n  labels: \
              {service.kubernetes.io/headless: ''}\naddressType: IPv4\nendpoints: []\n"

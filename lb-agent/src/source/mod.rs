@@ -1,6 +1,7 @@
 //! Where Kubernetes objects come from: the API server ([`kubernetes`]) or a directory of manifests ([`file`]).
 //! A source sends [`Change`]s; it never interprets what an object says.
 
+mod api_servers;
 pub mod file;
 mod inventory;
 pub mod kubernetes;
