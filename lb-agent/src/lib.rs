@@ -9,5 +9,6 @@
 //! `reconcile` is the loop around it; `datapath` loads and attaches the programs; `cli` and `report` are what an
 //! operator sees.
 
+pub mod datapath;
 pub mod report;
 pub mod source;
