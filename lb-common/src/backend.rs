@@ -71,20 +71,46 @@ pub struct MemberKey {
     pub backend: BackendId,
 }
 
+/// The sets of backends a member stands in (spec 2.6 to 2.11). A bit set.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct MemberSets(pub u8);
+
+impl MemberSets {
+    /// Takes new connections under policy Cluster.
+    pub const CLUSTER: Self = Self(1);
+    /// Takes new connections under policy Local.
+    pub const LOCAL: Self = Self(2);
+
+    /// True if every bit of `other` is set.
+    #[inline(always)]
+    pub const fn has(self, other: Self) -> bool {
+        self.0 & other.0 == other.0
+    }
+
+    /// Both sets together.
+    #[must_use]
+    pub const fn with(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
 /// Value of `MEMBERS`: present while the backend still serves *this* service port.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
 pub struct MemberValue {
     /// State in this service port.
     pub state: BackendState,
+    /// The sets it stands in: a client's affinity to it holds only where it could be chosen (spec 3.8).
+    pub sets: MemberSets,
     /// Zero.
-    pub _pad: [u8; 3],
+    pub _pad: [u8; 2],
 }
 
 impl MemberValue {
-    /// A member in `state`.
-    pub const fn new(state: BackendState) -> Self {
-        Self { state, _pad: [0; 3] }
+    /// A member in `state` that stands in `sets`.
+    pub const fn new(state: BackendState, sets: MemberSets) -> Self {
+        Self { state, sets, _pad: [0; 2] }
     }
 }
 

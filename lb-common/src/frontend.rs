@@ -1,6 +1,7 @@
 //! `FRONTENDS4`, `FRONTENDS6`: address, port and protocol a client dials → what serves it.
 
 use crate::{
+    backend::MemberSets,
     family::{Be16, Family, Protocol, V4, V6},
     id::ServicePortId,
 };
@@ -83,6 +84,11 @@ impl FrontendFlags {
     /// The runs are Maglev tables: choose by flow hash, not at random.
     pub const MAGLEV: Self = Self(32);
 
+    /// The internal run is the local set (`internalTrafficPolicy: Local`).
+    pub const INTERNAL_LOCAL: Self = Self(64);
+    /// The external run is the local set (`externalTrafficPolicy: Local`).
+    pub const EXTERNAL_LOCAL: Self = Self(128);
+
     /// True if every bit of `other` is set.
     #[inline(always)]
     pub const fn has(self, other: Self) -> bool {
@@ -98,6 +104,7 @@ impl FrontendFlags {
 
 /// Where a client stands: `internalTrafficPolicy` or `externalTrafficPolicy` speaks for it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Scope {
     /// From a pod or a process of this node.
     Internal,
@@ -142,6 +149,16 @@ impl FrontendValue {
             Scope::Internal => self.internal,
             Scope::External => self.external,
         }
+    }
+
+    /// The set of members a client of `scope` chooses from.
+    #[inline(always)]
+    pub const fn member_set(&self, scope: Scope) -> MemberSets {
+        let flag = match scope {
+            Scope::Internal => FrontendFlags::INTERNAL_LOCAL,
+            Scope::External => FrontendFlags::EXTERNAL_LOCAL,
+        };
+        if self.flags.has(flag) { MemberSets::LOCAL } else { MemberSets::CLUSTER }
     }
 
     /// What a client of `scope` gets when its run is empty.

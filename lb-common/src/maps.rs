@@ -125,7 +125,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 25] = {
+pub const MAPS: [MapSpec; 27] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -210,5 +210,16 @@ pub const MAPS: [MapSpec; 25] = {
             flags: 0,
             writer: Datapath,
         },
+        spec::<u32, Scratch>("SCRATCH4", PerCpuArray, 1, 0, Datapath),
+        spec::<u32, Scratch>("SCRATCH6", PerCpuArray, 1, 0, Datapath),
     ]
 };
+
+/// Working memory of one packet's way through the programs: what does not fit on the 512 bytes of BPF stack. Its
+/// contents mean nothing outside a run.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Scratch {
+    /// 8-aligned bytes.
+    pub words: [u64; 64],
+}

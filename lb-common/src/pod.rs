@@ -7,7 +7,7 @@
 
 use crate::{
     affinity::{AffinityKey, AffinityValue, ClientKind},
-    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberValue},
+    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Phase},
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
@@ -54,7 +54,7 @@ macro_rules! pod_newtype {
 pod_newtype! {
     Addr4([u8; 4]) Addr6([u8; 16]) Be16([u8; 2]) Protocol(u8) Client4([u8; 8]) Client6([u8; 16])
     ServicePortId(u32) BackendId(u32)
-    FrontendFlags(u16) FrontendKind(u8) BackendState(u8) BackendFlags(u32) ClientKind(u32)
+    FrontendFlags(u16) FrontendKind(u8) BackendState(u8) MemberSets(u8) BackendFlags(u32) ClientKind(u32)
     DeviceRole(u32) DeviceFlags(u32) ConnectionFlags(u8) Phase(u8) Coarse(u32)
 }
 
@@ -67,7 +67,7 @@ pod! {
     BackendValue<V4> { addr: Addr4, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags }
     BackendValue<V6> { addr: Addr6, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags }
     MemberKey { service_port: ServicePortId, backend: BackendId }
-    MemberValue { state: BackendState, _pad: [u8; 3] }
+    MemberValue { state: BackendState, sets: MemberSets, _pad: [u8; 2] }
     SourceRangeData<V4> { service_port: ServicePortId, addr: Addr4 }
     SourceRangeData<V6> { service_port: ServicePortId, addr: Addr6 }
     SourceRangeKey<V4> { prefix_len: u32, data: SourceRangeData<V4> }

@@ -14,6 +14,15 @@ macro_rules! verdicts {
             /// Every verdict, in the order of its code.
             pub const ALL: &'static [Self] = &[$(Self::$name,)+];
 
+            /// The verdict of `code`, if there is one.
+            #[inline(always)]
+            pub const fn from_code(code: u32) -> Option<Self> {
+                match code {
+                    $($code => Some(Self::$name),)+
+                    _ => None,
+                }
+            }
+
             /// The name in metrics, dumps and events.
             pub const fn name(self) -> &'static str {
                 match self {
@@ -67,11 +76,6 @@ impl Verdict {
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
         self as u32 >= Self::PolicyLocal as u32
-    }
-
-    /// The verdict of `code`, if there is one.
-    pub fn from_code(code: u32) -> Option<Self> {
-        Self::ALL.get(code as usize).copied()
     }
 }
 

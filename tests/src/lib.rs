@@ -1,2 +1,6 @@
 //! What the tests are made of: packets, program runs, scripts, namespaces and a test API server. The cases are in
 //! `tests/tests/`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
+
+pub mod prog;

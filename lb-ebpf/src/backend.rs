@@ -1,0 +1,106 @@
+//! Who serves a new connection: affinity, else a slot of the run.
+
+use lb_common::{
+    affinity::{AffinityKey, AffinityValue, ClientKind},
+    backend::{BackendValue, MemberKey},
+    frontend::{FrontendFlags, FrontendValue, Scope},
+    id::{BackendId, ServicePortId},
+    maglev,
+};
+
+use crate::{
+    globals::now_ns,
+    maps::{FamilyMaps, MEMBERS, SLOTS},
+};
+
+/// Who asks, and with which luck.
+#[repr(C)]
+pub struct Choice<F: FamilyMaps> {
+    /// Where the client stands.
+    pub scope: Scope,
+    /// The client as affinity knows it.
+    pub client: F::Client,
+    /// What `client` is.
+    pub client_kind: ClientKind,
+    /// Hash of the flow, for Maglev.
+    pub flow_hash: u32,
+    /// Random bits, else.
+    pub random: u32,
+}
+
+/// A backend with its id.
+#[derive(Default)]
+#[repr(C)]
+pub struct Chosen<F: FamilyMaps> {
+    /// Its id.
+    pub id: BackendId,
+    /// Its address and state.
+    pub value: BackendValue<F>,
+}
+
+/// True if `backend` still serves `service_port` in any state.
+#[inline(always)]
+pub fn serves(service_port: ServicePortId, backend: BackendId) -> bool {
+    // SAFETY: read at once.
+    unsafe { MEMBERS.get(MemberKey { service_port, backend }) }.is_some()
+}
+
+/// Chooses a backend for a new connection and remembers it where the frontend has affinity; false if nobody serves.
+#[inline(never)]
+pub fn choose<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: &mut Chosen<F>) -> bool {
+    let run = frontend.run(choice.scope);
+    if run.count == 0 {
+        return false;
+    }
+    let slot = maglev::slot(run, frontend.flags, choice.flow_hash, choice.random);
+    let Some(&id) = SLOTS.get(slot) else { return false };
+    chosen.id = BackendId(id);
+    if frontend.flags.has(FrontendFlags::AFFINITY) {
+        chosen.id = sticky(frontend, choice, chosen.id);
+    }
+    // SAFETY: copied at once.
+    let Some(value) = (unsafe { F::backends().get(chosen.id) }) else { return false };
+    chosen.value = *value;
+    true
+}
+
+/// The backend the client is bound to, else `chosen`, to which it is bound from here on.
+#[inline(always)]
+fn sticky<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: BackendId) -> BackendId {
+    let key = AffinityKey::<F> {
+        service_port: frontend.service_port,
+        kind: choice.client_kind,
+        client: choice.client,
+    };
+    let now_ns = now_ns();
+    let backend = bound::<F>(frontend, choice.scope, &key, now_ns, chosen);
+    let value = AffinityValue { last_used_ns: now_ns, backend, _pad: 0 };
+    // Without room the client is merely not bound.
+    let _ = F::affinity().insert(key, value, 0);
+    backend
+}
+
+/// The backend a fresh affinity entry binds the client to, else `chosen`.
+///
+/// The bound backend must stand in the set the client would get now: one that became unready, remote under policy
+/// Local, or filtered by topology binds nobody (spec 3.8).
+#[inline(always)]
+fn bound<F: FamilyMaps>(
+    frontend: &FrontendValue,
+    scope: Scope,
+    key: &AffinityKey<F>,
+    now_ns: u64,
+    chosen: BackendId,
+) -> BackendId {
+    // SAFETY: copied at once.
+    let Some(entry) = (unsafe { F::affinity().get(key) }).copied() else { return chosen };
+    if !entry.is_fresh(now_ns, frontend.affinity_timeout_s) {
+        return chosen;
+    }
+    let key = MemberKey { service_port: frontend.service_port, backend: entry.backend };
+    // SAFETY: read at once.
+    match unsafe { MEMBERS.get(key) } {
+        Some(member) if member.sets.has(frontend.member_set(scope)) => entry.backend,
+        _ => chosen,
+    }
+}

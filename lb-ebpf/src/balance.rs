@@ -1,0 +1,375 @@
+//! The way of a packet through the stages: its connection, or a frontend and a backend chosen for it.
+//!
+//! A client's packets are translated where they come in, the answers where they leave towards the client, so that
+//! the stack in between sees addresses that belong where they are seen. What needs a node address as its source
+//! (SNAT) is translated where it comes in, in both directions, and forwarded by the program itself.
+
+use lb_common::{
+    affinity::ClientKind,
+    backend::BackendFlags,
+    conntrack::{Coarse, ConnectionFlags, ConnectionValue},
+    device::NodeAddressKey,
+    family::Address as _,
+    flow::Tuple,
+    fragment::FragmentValue,
+    frontend::{Empty, FrontendFlags, Scope},
+    maps::Scratch,
+    verdict::{DropReason, Verdict},
+};
+
+use crate::{
+    backend::{self, Choice, Chosen},
+    conntrack::{self, Opening},
+    counters::{Outcome, Seen, count, count_connection, count_verdict},
+    forward::{self, FamilyRoute, Route, Way},
+    frontend,
+    globals::{now_ns, random},
+    nat::{self, Hop},
+    packet::{Opens, Packet},
+    parse::{ETHERNET_LEN, Fragment, Headers},
+    reject::{self, Answer, Back, FamilyAnswer},
+};
+
+/// Everything a family brings.
+pub trait Balanced: FamilyRoute + FamilyAnswer {}
+impl<F: FamilyRoute + FamilyAnswer> Balanced for F {}
+
+/// The hook a packet is seen at.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Hook {
+    /// Comes in from the network, or out of a tunnel.
+    UplinkIngress,
+    /// Leaves to the network, or into a tunnel.
+    UplinkEgress,
+    /// Comes in from a pod.
+    WorkloadIngress,
+    /// Leaves to a pod.
+    WorkloadEgress,
+}
+
+impl Hook {
+    /// The hook of `code`, its discriminant.
+    #[inline(always)]
+    const fn from_code(code: u32) -> Option<Self> {
+        match code {
+            0 => Some(Self::UplinkIngress),
+            1 => Some(Self::UplinkEgress),
+            2 => Some(Self::WorkloadIngress),
+            3 => Some(Self::WorkloadEgress),
+            _ => None,
+        }
+    }
+
+    #[inline(always)]
+    const fn is_ingress(self) -> bool {
+        matches!(self, Self::UplinkIngress | Self::WorkloadIngress)
+    }
+}
+
+/// Where a packet's way is worked out, in this CPU's scratch memory.
+#[repr(C)]
+pub struct Work<F: Balanced> {
+    /// The packet's headers.
+    pub headers: Headers<F>,
+    way: Way,
+    choice: Choice<F>,
+    chosen: Chosen<F>,
+    opening: Opening<F>,
+    answer: Answer<F>,
+}
+
+impl<F: Balanced> Work<F> {
+    const FITS: () = assert!(size_of::<Self>() <= size_of::<Scratch>() && align_of::<Self>() <= 8);
+
+    /// This CPU's.
+    #[inline(always)]
+    pub fn new() -> Option<&'static mut Self> {
+        let () = Self::FITS;
+        let scratch = F::scratch()?;
+        // SAFETY: large and aligned enough, as asserted; made of integers and enums whose first variant is 0, and
+        // every field is written before it is read; nobody else uses it during this run ([`FamilyMaps::scratch`]).
+        Some(unsafe { &mut *scratch.cast() })
+    }
+}
+
+/// Decides about a packet, does it and counts it.
+///
+/// A BPF function of its own, so that whatever way of parsing led here, the verifier sees the same registers: the
+/// headers come from memory it knows nothing about.
+#[inline(never)]
+pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    let (bytes, ifindex) = (packet.len(), packet.ifindex());
+    let outcome = decide(packet, work, hook);
+    if outcome.verdict == Verdict::NotOurs {
+        count_verdict(outcome.verdict, bytes);
+    } else {
+        count(outcome, &Seen { flow: &work.headers.flow, bytes, ifindex });
+    }
+    outcome.verdict
+}
+
+/// Decides about a packet and does it.
+#[inline(always)]
+fn decide<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Outcome {
+    let Work { headers, way, .. } = work;
+    let headers = &*headers;
+    if let Some(entry) = conntrack::lookup(&headers.flow) {
+        if !belongs(entry, hook) {
+            return Outcome::of(Verdict::NotOurs);
+        }
+        if entry.flags.has(ConnectionFlags::REPLY) {
+            conntrack::touch(entry, headers, Coarse::from_ns(now_ns()));
+            return continued(packet, headers, entry, hook, way);
+        }
+        if conntrack::holds(entry, headers) {
+            return continued(packet, headers, entry, hook, way);
+        }
+    }
+    if hook == Hook::WorkloadEgress {
+        return Outcome::of(Verdict::NotOurs);
+    }
+    work.opening.reset();
+    match Verdict::from_code(packet.open(hook as u32)) {
+        Some(verdict) => work.opening.outcome(verdict),
+        None => Outcome::of(Verdict::RewriteFailed),
+    }
+}
+
+/// True if an entry is applied at `hook`.
+#[inline(always)]
+fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
+    let flags = entry.flags;
+    let reply = flags.has(ConnectionFlags::REPLY);
+    if flags.has(ConnectionFlags::SNAT) {
+        hook.is_ingress()
+    } else if flags.has(ConnectionFlags::HOST) {
+        reply == hook.is_ingress()
+    } else {
+        reply != hook.is_ingress()
+    }
+}
+
+/// Translates a packet of a known connection.
+#[inline(always)]
+fn continued<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    entry: &ConnectionValue<F>,
+    hook: Hook,
+    way: &mut Way,
+) -> Outcome {
+    let verdict = if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
+        forwarded(packet, headers, &entry.to, way)
+    } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
+        received(packet, headers, &entry.to, way)
+    } else {
+        translated(packet, headers, &entry.to)
+    };
+    remember_fragment(headers);
+    Outcome { verdict, service_port: entry.service_port, backend: entry.backend }
+}
+
+/// True for packets of the node's own processes on their way out.
+#[inline(always)]
+const fn is_host_forward(flags: ConnectionFlags) -> bool {
+    flags.has(ConnectionFlags::HOST) && !flags.has(ConnectionFlags::REPLY)
+}
+
+/// Rewrites and leaves the rest to the stack.
+#[inline(always)]
+fn translated<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, to: &Tuple<F>) -> Verdict {
+    match nat::rewrite(packet, headers, to, Hop::No) {
+        Ok(()) => Verdict::Translated,
+        Err(_) => Verdict::RewriteFailed,
+    }
+}
+
+/// Rewrites and sends on.
+#[inline(always)]
+fn forwarded<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    way: &mut Way,
+) -> Verdict {
+    match forward::route(packet, to, way) {
+        Ok(Route::Via) => sent(packet, headers, to, way),
+        Ok(Route::Local) => translated(packet, headers, to),
+        Err(reason) => reason,
+    }
+}
+
+/// Rewrites and sends on by a known way.
+#[inline(always)]
+fn sent<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    way: &mut Way,
+) -> Verdict {
+    if headers.ttl <= 1 {
+        return Verdict::TtlExceeded;
+    }
+    match nat::rewrite(packet, headers, to, Hop::Yes) {
+        Ok(()) => forward::send(packet, way),
+        Err(_) => Verdict::RewriteFailed,
+    }
+}
+
+/// Rewrites a pod's answer to a process of the node and lets it come in by the device towards the VIP: on the pod's
+/// own device a packet from the VIP would fail reverse path filtering (RFC 3704).
+#[inline(always)]
+fn received<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    way: &mut Way,
+) -> Verdict {
+    if forward::route(packet, &to.reversed(), way) != Ok(Route::Via) {
+        return translated(packet, headers, to);
+    }
+    if nat::rewrite(packet, headers, to, Hop::No).is_err() {
+        return Verdict::RewriteFailed;
+    }
+    let addressed = headers.l3 < ETHERNET_LEN || packet.write(0, way.device_mac()).is_ok();
+    match addressed && packet.receive(way.ifindex()).is_ok() {
+        true => Verdict::Redirected,
+        false => Verdict::RewriteFailed,
+    }
+}
+
+/// Lets the later fragments of a datagram find its ports.
+#[inline(never)]
+fn remember_fragment<F: Balanced>(headers: &Headers<F>) {
+    if headers.fragment == Fragment::First {
+        let ports =
+            FragmentValue { src_port: headers.flow.tuple.src_port, dst_port: headers.flow.tuple.dst_port };
+        // Without room the later fragments pass untranslated and the datagram is lost, as any may be.
+        let _ = F::fragments().insert(headers.fragment_key(), ports, 0);
+    }
+}
+
+/// Opens a connection for the packet whose headers stand in the scratch memory, or refuses to; the verdict's code.
+///
+/// Runs as a global BPF function: the verifier checks it once by itself and not once more for every way of parsing
+/// that leads here, and the rare way gets a stack frame of its own.
+#[inline(always)]
+pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
+    let (Some(work), Some(hook)) = (Work::<F>::new(), Hook::from_code(hook)) else {
+        return Verdict::NotOurs as u32;
+    };
+    packet.pull();
+    opened(packet, work, hook) as u32
+}
+
+/// Opens a connection if there is a frontend to it.
+#[inline(always)]
+fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    let headers = &work.headers;
+    let client = headers.flow.tuple.src;
+    let Some(frontend) = frontend::lookup(&headers.flow.tuple, headers.flow.protocol) else {
+        return Verdict::NotOurs;
+    };
+    if frontend.flags.has(FrontendFlags::HOST_ONLY)
+        || (hook == Hook::UplinkEgress && !is_node_address::<F>(client))
+    {
+        return Verdict::NotOurs;
+    }
+    work.opening.service_port = frontend.service_port;
+    if !frontend::allows::<F>(frontend, client) {
+        return Verdict::SourceRange;
+    }
+    let scope = if hook == Hook::UplinkIngress { Scope::External } else { Scope::Internal };
+    work.choice = Choice {
+        scope,
+        client: F::client_from_addr(client),
+        client_kind: ClientKind::ADDRESS,
+        flow_hash: headers.flow.hash(0),
+        random: random(),
+    };
+    if !backend::choose(frontend, &work.choice, &mut work.chosen) {
+        return unserved(packet, work, frontend.when_empty(scope), hook);
+    }
+    match connected(packet, work, hook) {
+        Ok(verdict) => {
+            remember_fragment(&work.headers);
+            verdict
+        }
+        Err(reason) => reason,
+    }
+}
+
+/// True if `addr` is this node's own.
+#[inline(always)]
+fn is_node_address<F: Balanced>(addr: F::Addr) -> bool {
+    // SAFETY: only asked whether it exists.
+    unsafe { F::node_addresses().get(NodeAddressKey { addr }) }.is_some()
+}
+
+/// The answer to a client that nobody serves.
+#[inline(always)]
+fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: Empty, hook: Hook) -> Verdict {
+    if empty == Empty::Drop {
+        return Verdict::PolicyLocal;
+    }
+    let back = if hook.is_ingress() { Back::Device } else { Back::Socket };
+    reject::refuse(packet, &work.headers, &mut work.answer, back)
+}
+
+/// Records a connection to the chosen backend and translates its first packet.
+#[inline(always)]
+fn connected<F: Balanced, P: Packet>(
+    packet: &mut P,
+    work: &mut Work<F>,
+    hook: Hook,
+) -> Result<Verdict, DropReason> {
+    let Work { headers, way, chosen, opening, .. } = work;
+    opening.to = headers.flow.tuple;
+    opening.to.dst = chosen.value.addr;
+    opening.to.dst_port = chosen.value.port;
+    opening.backend = chosen.id;
+    opening.flags = flags(packet, &opening.to, chosen, hook, way)?;
+    if opening.flags.has(ConnectionFlags::SNAT) {
+        let device = way.device().ok_or(Verdict::SnatAddress)?;
+        opening.to.src = F::snat_address(device);
+        if opening.to.src.is_unspecified() {
+            return Err(Verdict::SnatAddress);
+        }
+    }
+    conntrack::record(opening, headers)?;
+    count_connection(opening.service_port, chosen.id);
+    Ok(if opening.flags == ConnectionFlags(0) {
+        translated(packet, headers, &opening.to)
+    } else {
+        sent(packet, headers, &opening.to, way)
+    })
+}
+
+/// How a connection's packets travel to `chosen`, and if not by the stack, the way.
+///
+/// From outside, what is not on this node gets a node address as its source (SNAT), so that the answers come back
+/// here. From a pod, only what would come back to the pod itself does (hairpin). From the node's own processes
+/// nothing needs it, but the program sends it on (HOST).
+#[inline(always)]
+fn flags<F: Balanced, P: Packet>(
+    packet: &P,
+    to: &Tuple<F>,
+    chosen: &Chosen<F>,
+    hook: Hook,
+    way: &mut Way,
+) -> Result<ConnectionFlags, DropReason> {
+    let stack = match hook {
+        Hook::UplinkIngress => chosen.value.flags.has(BackendFlags::LOCAL),
+        Hook::UplinkEgress => false,
+        Hook::WorkloadIngress | Hook::WorkloadEgress => to.dst != to.src,
+    };
+    if stack || forward::route(packet, to, way)? == Route::Local {
+        return Ok(ConnectionFlags(0));
+    }
+    Ok(match hook {
+        Hook::UplinkEgress => ConnectionFlags::HOST,
+        Hook::UplinkIngress if way.leads_to_workload() => ConnectionFlags(0),
+        _ => ConnectionFlags::SNAT,
+    })
+}

@@ -1,0 +1,169 @@
+//! Reads and writes of `CONNECTIONS` around `lb_common::conntrack`'s rules.
+
+use lb_common::{
+    conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
+    family::{Address as _, Be16},
+    flow::{FlowKey, Tuple, slot_index},
+    id::{BackendId, ServicePortId},
+    limits,
+    verdict::{DropReason, Verdict},
+};
+
+use crate::{
+    backend,
+    counters::Outcome,
+    globals::{now_ns, random, snat_ports},
+    maps::{FamilyMaps, GENERATIONS},
+    parse::Headers,
+};
+
+/// `BPF_NOEXIST`: insert only where nothing is.
+const NOEXIST: u64 = 1;
+/// `BPF_ANY`: insert or replace.
+const ANY: u64 = 0;
+
+/// The entry of `flow`.
+#[inline(always)]
+pub fn lookup<F: FamilyMaps>(flow: &FlowKey<F>) -> Option<&'static mut ConnectionValue<F>> {
+    let entry = F::connections().get_ptr_mut(flow)?;
+    // SAFETY: a map value stays readable and writable for this run of the program. Other CPUs may write its plain
+    // integer fields at the same time: the last one wins, which is as good.
+    Some(unsafe { &mut *entry })
+}
+
+/// Generation of a service port's membership.
+#[inline(always)]
+pub fn generation(service_port: ServicePortId) -> u32 {
+    GENERATIONS.get(service_port.0).copied().unwrap_or(0)
+}
+
+/// Whether a client → backend entry still holds for a packet; renews its generation when it does.
+#[inline(always)]
+pub fn holds<F: FamilyMaps>(entry: &mut ConnectionValue<F>, headers: &Headers<F>) -> bool {
+    let generation = generation(entry.service_port);
+    let membership = if entry.generation == generation || backend::serves(entry.service_port, entry.backend) {
+        Membership::Serves
+    } else {
+        Membership::Gone
+    };
+    let now = Coarse::from_ns(now_ns());
+    if reuse(entry, headers.flow.protocol, headers.tcp_flags, now, membership) == Reuse::Reselect {
+        return false;
+    }
+    if membership == Membership::Serves && entry.generation != generation {
+        entry.generation = generation;
+    }
+    touch(entry, headers, now);
+    true
+}
+
+/// Notes a packet of the entry's direction. Writes only what changes, so that a busy line stays shared.
+#[inline(always)]
+pub fn touch<F: FamilyMaps>(entry: &mut ConnectionValue<F>, headers: &Headers<F>, now: Coarse) {
+    let phase = entry.phase.after(headers.flow.protocol, headers.tcp_flags);
+    if entry.phase != phase {
+        entry.phase = phase;
+    }
+    if entry.last_seen != now {
+        entry.last_seen = now;
+    }
+}
+
+/// A connection about to be recorded, with the memory to do it in.
+#[repr(C)]
+pub struct Opening<F: FamilyMaps> {
+    /// The client's packet → backend; its source port may yet change.
+    pub to: Tuple<F>,
+    /// What was dialled.
+    pub service_port: ServicePortId,
+    /// Who serves.
+    pub backend: BackendId,
+    /// How it is translated (without [`ConnectionFlags::REPLY`]).
+    pub flags: ConnectionFlags,
+    key: FlowKey<F>,
+    entry: ConnectionValue<F>,
+}
+
+impl<F: FamilyMaps> Opening<F> {
+    /// Nothing found yet.
+    #[inline(always)]
+    pub fn reset(&mut self) {
+        self.service_port = ServicePortId::NONE;
+        self.backend = BackendId::NONE;
+    }
+
+    /// `verdict` with what was found.
+    #[inline(always)]
+    pub fn outcome(&self, verdict: Verdict) -> Outcome {
+        Outcome { verdict, service_port: self.service_port, backend: self.backend }
+    }
+}
+
+/// Records both directions of the flow `headers` belongs to; `opening.to` then is what the packet becomes.
+///
+/// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
+/// backend dialled from one client port, or two clients translated to one node address, would share it; the later
+/// one then takes another source port.
+#[inline(never)]
+pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> Result<(), DropReason> {
+    opening.entry = ConnectionValue {
+        to: headers.flow.tuple.reversed(),
+        service_port: opening.service_port,
+        backend: opening.backend,
+        generation: generation(opening.service_port),
+        last_seen: Coarse::from_ns(now_ns()),
+        flags: opening.flags.with(ConnectionFlags::REPLY),
+        phase: Phase::OPENING,
+        _pad: [0; 2],
+    };
+    opening.key = FlowKey::new(opening.to.reversed(), headers.flow.protocol);
+    let mut free = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
+    let (min, count) = snat_ports();
+    let mut port = slot_index(random(), count);
+    let mut attempt = 0;
+    while attempt < limits::SNAT_TRIES && !free {
+        opening.key.tuple.dst_port = Be16::new((min + port) as u16);
+        free = claim(opening);
+        port = if port + 1 < count { port + 1 } else { 0 };
+        attempt += 1;
+    }
+    if !free {
+        return Err(Verdict::SnatPorts);
+    }
+    opening.to.src_port = opening.key.tuple.dst_port;
+    opening.entry.to = opening.to;
+    opening.entry.flags = opening.flags;
+    opening.entry.phase = Phase::OPENING.after(headers.flow.protocol, headers.tcp_flags);
+    // Without the entry the next packet chooses anew; LRU maps have room.
+    let _ = F::connections().insert(&headers.flow, &opening.entry, ANY);
+    Ok(())
+}
+
+/// Takes the reply 5-tuple of `opening`, if it is free or already this connection's.
+#[inline(always)]
+fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
+    if F::connections().insert(&opening.key, &opening.entry, NOEXIST).is_ok() {
+        return true;
+    }
+    let Some(owner) = lookup(&opening.key) else { return false };
+    if !same(&owner.to, &opening.entry.to) || owner.flags != opening.entry.flags {
+        return false;
+    }
+    *owner = opening.entry;
+    true
+}
+
+/// True if two tuples are equal. One comparison of all words together: the verifier walks every branch of the loop
+/// this is called from.
+#[inline(always)]
+fn same<F: FamilyMaps>(a: &Tuple<F>, b: &Tuple<F>) -> bool {
+    let mut difference = (a.src_port.get() ^ b.src_port.get()) as u32;
+    difference |= (a.dst_port.get() ^ b.dst_port.get()) as u32;
+    let mut index = 0;
+    while index < F::Addr::WORDS {
+        difference |= a.src.word(index) ^ b.src.word(index);
+        difference |= a.dst.word(index) ^ b.dst.word(index);
+        index += 1;
+    }
+    difference == 0
+}

@@ -1,0 +1,126 @@
+//! The way of a packet that the program forwards itself: FIB lookup, neighbour, redirect.
+//!
+//! A packet whose source became a node address cannot go up the stack: it would be dropped as a martian. The kernel
+//! resolves the neighbour (`bpf_redirect_neigh`, Linux 5.10), so a next hop that is not yet known works too, as do
+//! devices without link-layer addresses.
+
+use aya_ebpf::{
+    bindings::{bpf_fib_lookup as FibParams, bpf_redir_neigh},
+    helpers::bpf_fib_lookup,
+};
+use lb_common::{
+    device::{DeviceRole, DeviceValue},
+    family::{Address as _, V4, V6},
+    flow::Tuple,
+    verdict::{DropReason, Verdict},
+};
+
+use crate::{maps::DEVICES, nat::FamilyRewrite, packet::Packet};
+
+/// Results of `bpf_fib_lookup` (`BPF_FIB_LKUP_RET_…`).
+const SUCCESS: i64 = 0;
+const NOT_FORWARDED: i64 = 4;
+const NO_NEIGHBOUR: i64 = 7;
+const TOO_BIG: i64 = 8;
+
+/// How a family's addresses stand in the FIB parameters.
+pub trait FamilyRoute: FamilyRewrite {
+    /// Sets source and destination.
+    fn set(params: &mut FibParams, tuple: &Tuple<Self>);
+}
+
+impl FamilyRoute for V4 {
+    #[inline(always)]
+    fn set(params: &mut FibParams, tuple: &Tuple<V4>) {
+        params.__bindgen_anon_3.ipv4_src = tuple.src.word(0);
+        params.__bindgen_anon_4.ipv4_dst = tuple.dst.word(0);
+    }
+}
+
+impl FamilyRoute for V6 {
+    #[inline(always)]
+    fn set(params: &mut FibParams, tuple: &Tuple<V6>) {
+        let (src, dst) = (tuple.src, tuple.dst);
+        params.__bindgen_anon_3.ipv6_src = [src.word(0), src.word(1), src.word(2), src.word(3)];
+        params.__bindgen_anon_4.ipv6_dst = [dst.word(0), dst.word(1), dst.word(2), dst.word(3)];
+    }
+}
+
+/// Where the routing table sends a packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Route {
+    /// To a neighbour, by [`Way`].
+    Via,
+    /// Up the stack: the destination is this node's own.
+    Local,
+}
+
+/// A way through a device, as the last [`route`] found it.
+#[repr(C)]
+pub struct Way {
+    params: FibParams,
+    next_hop: bpf_redir_neigh,
+}
+
+impl Way {
+    /// The device.
+    #[inline(always)]
+    pub fn ifindex(&self) -> u32 {
+        self.params.ifindex
+    }
+
+    /// Its link-layer address.
+    #[inline(always)]
+    pub fn device_mac(&self) -> &[u8; 6] {
+        &self.params.smac
+    }
+
+    /// What the agent knows of the device.
+    #[inline(always)]
+    pub fn device(&self) -> Option<&'static DeviceValue> {
+        // SAFETY: replaced whole by the agent; read within this run.
+        unsafe { DEVICES.get(self.params.ifindex) }
+    }
+
+    /// True if the device leads to a pod of this node.
+    #[inline(always)]
+    pub fn leads_to_workload(&self) -> bool {
+        self.device().is_some_and(|device| device.role == DeviceRole::WORKLOAD)
+    }
+}
+
+/// Looks up the way of a packet with `tuple`.
+#[inline(always)]
+pub fn route<F: FamilyRoute, P: Packet>(
+    packet: &P,
+    tuple: &Tuple<F>,
+    way: &mut Way,
+) -> Result<Route, DropReason> {
+    // SAFETY: integers only, all zeroes is a value.
+    way.params = unsafe { core::mem::zeroed() };
+    way.params.family = F::ADDRESS_FAMILY;
+    way.params.ifindex = packet.ifindex();
+    F::set(&mut way.params, tuple);
+    let len = size_of::<FibParams>() as i32;
+    // SAFETY: valid context; `params` is initialised and `len` bytes long.
+    let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, len, 0) };
+    match result {
+        SUCCESS | NO_NEIGHBOUR => Ok(Route::Via),
+        NOT_FORWARDED => Ok(Route::Local),
+        TOO_BIG => Err(Verdict::TooBig),
+        _ => Err(Verdict::NoRoute),
+    }
+}
+
+/// Sends a rewritten packet on its way. The lookup has put the gateway, of either family, in the destination's
+/// place.
+#[inline(always)]
+pub fn send<P: Packet>(packet: &mut P, way: &mut Way) -> Verdict {
+    way.next_hop.nh_family = way.params.family as u32;
+    // SAFETY: every member of both unions is plain integers.
+    way.next_hop.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };
+    match packet.send(way.params.ifindex, &mut way.next_hop) {
+        Ok(()) => Verdict::Redirected,
+        Err(_) => Verdict::NoRoute,
+    }
+}

@@ -1,0 +1,53 @@
+//! Read-only globals that the agent sets at load (`lb_common::settings`), and the clock.
+//!
+//! They live in `.rodata`, which is frozen before the verifier runs: it knows their values and removes the branches
+//! they forbid, so a helper that an old kernel lacks is never called there.
+
+use core::ptr::read_volatile;
+
+use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
+use lb_common::limits;
+
+#[unsafe(no_mangle)]
+static NODE_NETNS_COOKIE: u64 = 0;
+#[unsafe(no_mangle)]
+static SNAT_PORT_MIN: u32 = limits::SNAT_PORT_MIN as u32;
+#[unsafe(no_mangle)]
+static SNAT_PORT_COUNT: u32 = limits::SNAT_PORT_COUNT as u32;
+#[unsafe(no_mangle)]
+static FEATURES: u32 = 0;
+
+/// Cookie of the node's own network namespace.
+#[inline(always)]
+pub fn node_netns_cookie() -> u64 {
+    // SAFETY: an initialised static; volatile because the loader, not the program, gives the value.
+    unsafe { read_volatile(&NODE_NETNS_COOKIE) }
+}
+
+/// First SNAT source port and number of ports.
+#[inline(always)]
+pub fn snat_ports() -> (u32, u32) {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { (read_volatile(&SNAT_PORT_MIN), read_volatile(&SNAT_PORT_COUNT)) }
+}
+
+/// True if the kernel has the feature (`lb_common::settings::FEATURE_…`).
+#[inline(always)]
+pub fn has_feature(feature: u32) -> bool {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { read_volatile(&FEATURES) & feature != 0 }
+}
+
+/// CLOCK_MONOTONIC nanoseconds, of the last tick (Linux 5.11).
+#[inline(always)]
+pub fn now_ns() -> u64 {
+    // SAFETY: a helper without arguments, permitted in every program type used here.
+    unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// 32 random bits.
+#[inline(always)]
+pub fn random() -> u32 {
+    // SAFETY: a helper without arguments, permitted in every program type used here.
+    unsafe { bpf_get_prandom_u32() }
+}

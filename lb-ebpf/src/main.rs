@@ -1,0 +1,203 @@
+//! The datapath: entry points only. Each turns its context into a packet or a call, lets the stages decide, and
+//! turns the verdict into a return code.
+//!
+//! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
+//! `conntrack`, `frontend`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
+#![no_std]
+#![no_main]
+
+mod backend;
+mod balance;
+mod conntrack;
+mod counters;
+mod forward;
+mod frontend;
+mod globals;
+mod maps;
+mod nat;
+mod packet;
+mod parse;
+mod reject;
+mod socket;
+
+use aya_ebpf::{
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
+    macros::{cgroup_sock_addr, classifier},
+    programs::{SockAddrContext, TcContext},
+};
+use lb_common::{
+    family::{Family as _, V4, V6},
+    verdict::Verdict,
+};
+
+use crate::{
+    balance::{Balanced, Hook, Work, balance, open},
+    packet::{Opens, Packet as _, TcPacket},
+    parse::{ETHERNET_LEN, parse, parse_link},
+    socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},
+};
+
+/// From the network: DNAT, SNAT for remote backends, and their answers.
+#[classifier]
+pub fn tc_uplink_ingress(context: TcContext) -> i32 {
+    classify(context, Hook::UplinkIngress, ETHERNET_LEN)
+}
+
+/// To the network: answers of local backends; services dialled by the node itself.
+#[classifier]
+pub fn tc_uplink_egress(context: TcContext) -> i32 {
+    classify(context, Hook::UplinkEgress, ETHERNET_LEN)
+}
+
+/// From the network, on a device without link-layer header.
+#[classifier]
+pub fn tc_l3_ingress(context: TcContext) -> i32 {
+    classify(context, Hook::UplinkIngress, 0)
+}
+
+/// To the network, on a device without link-layer header.
+#[classifier]
+pub fn tc_l3_egress(context: TcContext) -> i32 {
+    classify(context, Hook::UplinkEgress, 0)
+}
+
+/// From a pod.
+#[classifier]
+pub fn tc_workload_ingress(context: TcContext) -> i32 {
+    classify(context, Hook::WorkloadIngress, ETHERNET_LEN)
+}
+
+/// To a pod.
+#[classifier]
+pub fn tc_workload_egress(context: TcContext) -> i32 {
+    classify(context, Hook::WorkloadEgress, ETHERNET_LEN)
+}
+
+#[inline(always)]
+fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
+    let mut packet = TcPacket::new(context);
+    packet.pull();
+    let verdict = match parse_link(&packet, link_len) {
+        Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),
+        Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
+        _ => None,
+    };
+    action(verdict)
+}
+
+/// A packet of family `F`; `None` if it is nothing we know.
+#[inline(always)]
+fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<Verdict> {
+    let work = Work::<F>::new()?;
+    work.headers.l3 = l3;
+    parse::<F, P>(packet, &mut work.headers)?;
+    Some(balance(packet, work, hook))
+}
+
+/// [`open`] for IPv4 packets at tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_open4(skb: *mut __sk_buff, hook: u32) -> u32 {
+    open::<V4, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+}
+
+/// [`open`] for IPv6 packets at tc hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn tc_open6(skb: *mut __sk_buff, hook: u32) -> u32 {
+    open::<V6, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+}
+
+impl Opens<V4> for TcPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        tc_open4(self.skb(), hook)
+    }
+}
+
+impl Opens<V6> for TcPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        tc_open6(self.skb(), hook)
+    }
+}
+
+/// What tc is told. `TC_ACT_UNSPEC` lets other programs of the hook, a CNI's, have their turn.
+#[inline(always)]
+fn action(verdict: Option<Verdict>) -> i32 {
+    match verdict {
+        None | Some(Verdict::NotOurs | Verdict::Translated) => TC_ACT_UNSPEC,
+        Some(Verdict::Redirected | Verdict::Refused) => TC_ACT_REDIRECT,
+        Some(_) => TC_ACT_SHOT,
+    }
+}
+
+/// A redirect helper was called and has its say.
+const TC_ACT_REDIRECT: i32 = 7;
+
+/// `connect()` of an IPv4 socket.
+#[cgroup_sock_addr(connect4)]
+pub fn sock_connect4(context: SockAddrContext) -> i32 {
+    dial(&mut Call4(context), Luck::Connection)
+}
+
+/// `connect()` of an IPv6 socket.
+#[cgroup_sock_addr(connect6)]
+pub fn sock_connect6(context: SockAddrContext) -> i32 {
+    if is_mapped(&context) {
+        dial(&mut CallMapped(context), Luck::Connection)
+    } else {
+        dial(&mut Call6(context), Luck::Connection)
+    }
+}
+
+/// A datagram of an unconnected IPv4 socket.
+#[cgroup_sock_addr(sendmsg4)]
+pub fn sock_sendmsg4(context: SockAddrContext) -> i32 {
+    dial(&mut Call4(context), Luck::Socket)
+}
+
+/// A datagram of an unconnected IPv6 socket.
+#[cgroup_sock_addr(sendmsg6)]
+pub fn sock_sendmsg6(context: SockAddrContext) -> i32 {
+    if is_mapped(&context) {
+        dial(&mut CallMapped(context), Luck::Socket)
+    } else {
+        dial(&mut Call6(context), Luck::Socket)
+    }
+}
+
+/// The sender of a datagram, as an IPv4 socket sees it.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn sock_recvmsg4(context: SockAddrContext) -> i32 {
+    answer(&mut Call4(context))
+}
+
+/// The sender of a datagram, as an IPv6 socket sees it.
+#[cgroup_sock_addr(recvmsg6)]
+pub fn sock_recvmsg6(context: SockAddrContext) -> i32 {
+    if is_mapped(&context) { answer(&mut CallMapped(context)) } else { answer(&mut Call6(context)) }
+}
+
+/// The peer of an IPv4 socket.
+#[cgroup_sock_addr(getpeername4)]
+pub fn sock_getpeername4(context: SockAddrContext) -> i32 {
+    answer(&mut Call4(context))
+}
+
+/// The peer of an IPv6 socket.
+#[cgroup_sock_addr(getpeername6)]
+pub fn sock_getpeername6(context: SockAddrContext) -> i32 {
+    if is_mapped(&context) { answer(&mut CallMapped(context)) } else { answer(&mut Call6(context)) }
+}
+
+/// Lets the kernel grant helpers that want a GPL-compatible program; one of the crate's two licences is.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";
+
+/// Never reached: nothing here can panic, and the linker fails if it could.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}

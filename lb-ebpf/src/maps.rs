@@ -1,0 +1,181 @@
+//! The maps, declared as `lb_common::maps` lists them, and the way from a family to its own: [`FamilyMaps`].
+
+use aya_ebpf::{
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, RingBuf},
+    macros::btf_map,
+};
+use lb_common::{
+    affinity::{AffinityKey, AffinityValue},
+    backend::{BackendValue, MemberKey, MemberValue},
+    conntrack::ConnectionValue,
+    counters::{TrafficCounter, VerdictCounter},
+    device::{DeviceValue, NodeAddressKey, NodeAddressValue},
+    event::Event,
+    family::{Addr4, Addr6, Family, V4, V6},
+    flow::FlowKey,
+    fragment::{FragmentKey, FragmentValue},
+    frontend::{FrontendKey, FrontendValue},
+    id::BackendId,
+    limits,
+    maps::{NO_PREALLOC, Scratch},
+    rev_nat::{SockRevNatKey, SockRevNatValue},
+    settings::Settings,
+    source_range::{SourceRangeData, SourceRangeValue},
+    verdict::Verdict,
+};
+
+type Frontends<F> =
+    HashMap<FrontendKey<F>, FrontendValue, { limits::FRONTENDS_MAX as usize }, { NO_PREALLOC as usize }>;
+type Backends<F> =
+    HashMap<BackendId, BackendValue<F>, { limits::BACKENDS_MAX as usize }, { NO_PREALLOC as usize }>;
+type SourceRanges<F> = LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
+type NodeAddresses<F> = HashMap<
+    NodeAddressKey<F>,
+    NodeAddressValue,
+    { limits::NODE_ADDRESSES_MAX as usize },
+    { NO_PREALLOC as usize },
+>;
+type Connections<F> = LruHashMap<FlowKey<F>, ConnectionValue<F>, { limits::CONNECTIONS_MAX as usize }>;
+type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
+type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
+type Fragments<F> = LruHashMap<FragmentKey<F>, FragmentValue, { limits::FRAGMENTS_MAX as usize }>;
+
+#[btf_map]
+pub static GENERATIONS: Array<u32, { limits::SERVICE_PORTS_MAX as usize }> = Array::new();
+#[btf_map]
+pub static SLOTS: Array<u32, { limits::SLOTS_MAX as usize }> = Array::new();
+#[btf_map]
+pub static MEMBERS: HashMap<
+    MemberKey,
+    MemberValue,
+    { limits::MEMBERS_MAX as usize },
+    { NO_PREALLOC as usize },
+> = HashMap::new();
+#[btf_map]
+pub static DEVICES: HashMap<u32, DeviceValue, { limits::DEVICES_MAX as usize }, { NO_PREALLOC as usize }> =
+    HashMap::new();
+#[btf_map]
+pub static COUNTERS: PerCpuArray<VerdictCounter, { Verdict::COUNT }> = PerCpuArray::new();
+#[btf_map]
+pub static SERVICE_COUNTERS: PerCpuArray<TrafficCounter, { limits::SERVICE_PORTS_MAX as usize }> =
+    PerCpuArray::new();
+#[btf_map]
+pub static BACKEND_COUNTERS: PerCpuArray<TrafficCounter, { limits::BACKENDS_MAX as usize }> =
+    PerCpuArray::new();
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+#[btf_map]
+pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
+
+/// The maps of one family.
+pub trait FamilyMaps: Family {
+    fn frontends() -> &'static Frontends<Self>;
+    fn backends() -> &'static Backends<Self>;
+    fn source_ranges() -> &'static SourceRanges<Self>;
+    fn node_addresses() -> &'static NodeAddresses<Self>;
+    fn connections() -> &'static Connections<Self>;
+    fn affinity() -> &'static Affinity<Self>;
+    fn sock_rev_nat() -> &'static SockRevNat<Self>;
+    fn fragments() -> &'static Fragments<Self>;
+    /// This CPU's working memory. Programs of the packet hooks run with bottom halves disabled, so no other uses it.
+    fn scratch() -> Option<*mut Scratch>;
+    /// The SNAT source address of a device.
+    fn snat_address(device: &DeviceValue) -> Self::Addr;
+}
+
+macro_rules! family_maps {
+    ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $nodes:ident,
+     $connections:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
+        #[btf_map]
+        pub static $frontends: Frontends<$family> = HashMap::new();
+        #[btf_map]
+        pub static $backends: Backends<$family> = HashMap::new();
+        #[btf_map]
+        pub static $ranges: SourceRanges<$family> = LpmTrie::new();
+        #[btf_map]
+        pub static $nodes: NodeAddresses<$family> = HashMap::new();
+        #[btf_map]
+        pub static $connections: Connections<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $affinity: Affinity<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $rev_nat: SockRevNat<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $fragments: Fragments<$family> = LruHashMap::new();
+
+        #[btf_map]
+        pub static $scratch: PerCpuArray<Scratch, 1> = PerCpuArray::new();
+
+        impl FamilyMaps for $family {
+            #[inline(always)]
+            fn frontends() -> &'static Frontends<Self> {
+                &$frontends
+            }
+            #[inline(always)]
+            fn backends() -> &'static Backends<Self> {
+                &$backends
+            }
+            #[inline(always)]
+            fn source_ranges() -> &'static SourceRanges<Self> {
+                &$ranges
+            }
+            #[inline(always)]
+            fn node_addresses() -> &'static NodeAddresses<Self> {
+                &$nodes
+            }
+            #[inline(always)]
+            fn connections() -> &'static Connections<Self> {
+                &$connections
+            }
+            #[inline(always)]
+            fn affinity() -> &'static Affinity<Self> {
+                &$affinity
+            }
+            #[inline(always)]
+            fn sock_rev_nat() -> &'static SockRevNat<Self> {
+                &$rev_nat
+            }
+            #[inline(always)]
+            fn fragments() -> &'static Fragments<Self> {
+                &$fragments
+            }
+            #[inline(always)]
+            fn scratch() -> Option<*mut Scratch> {
+                $scratch.get_ptr_mut(0)
+            }
+            #[inline(always)]
+            fn snat_address(device: &DeviceValue) -> $addr {
+                device.$snat
+            }
+        }
+    };
+}
+
+family_maps!(
+    V4,
+    Addr4,
+    snat4,
+    FRONTENDS4,
+    BACKENDS4,
+    SOURCE_RANGES4,
+    NODE_ADDRESSES4,
+    CONNECTIONS4,
+    AFFINITY4,
+    SOCK_REV_NAT4,
+    FRAGMENTS4,
+    SCRATCH4
+);
+family_maps!(
+    V6,
+    Addr6,
+    snat6,
+    FRONTENDS6,
+    BACKENDS6,
+    SOURCE_RANGES6,
+    NODE_ADDRESSES6,
+    CONNECTIONS6,
+    AFFINITY6,
+    SOCK_REV_NAT6,
+    FRAGMENTS6,
+    SCRATCH6
+);

@@ -1,0 +1,222 @@
+//! Packet memory: the one file that holds pointers into packets. [`Packet`] is what the stages see of a hook;
+//! [`TcPacket`] is the tc hook's.
+
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::{
+        __sk_buff, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
+        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+    },
+    helpers::{
+        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+    },
+    programs::TcContext,
+};
+use core::ffi::c_void;
+
+use lb_common::{family::Protocol, settings::FEATURE_CSUM_IPV6};
+
+use crate::globals::has_feature;
+
+/// Highest offset of anything read: Ethernet, two VLAN tags, IPv6 with extension headers, transport header. Bounds
+/// variable offsets for the verifier.
+pub const OFFSET_MASK: usize = 0x1ff;
+
+/// Bytes made linear before parsing.
+const PARSE_BYTES: u32 = 128;
+
+/// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16): addresses of IPv6 change nothing in `CHECKSUM_COMPLETE`,
+/// for IPv6 has no header checksum that would balance them.
+const BPF_F_IPV6: u64 = 128;
+
+/// What changes in a transport checksum, as differences for `bpf_l4_csum_replace`.
+#[derive(Clone, Copy)]
+pub struct ChecksumChange {
+    /// Offset of the checksum field.
+    pub offset: usize,
+    /// Part that comes from the pseudo header (addresses).
+    pub pseudo: u32,
+    /// Part that comes from the segment (ports).
+    pub segment: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// True for IPv6.
+    pub ipv6: bool,
+}
+
+/// The kernel refused an operation on the packet.
+pub struct Refused;
+
+/// A packet at a hook. Offsets count from the link-layer header (or the IP header where the device has none).
+pub trait Packet {
+    /// Length in bytes.
+    fn len(&self) -> u32;
+    /// Device the hook belongs to.
+    fn ifindex(&self) -> u32;
+    /// The context, for helpers that want it.
+    fn context(&self) -> *mut c_void;
+    /// Makes the headers readable. To be called before [`Self::read`], and again after every change.
+    fn pull(&mut self);
+    /// Reads a `T` at `offset`, if the packet has it. `T` is made of integers and byte arrays only.
+    fn read<T: Copy>(&self, offset: usize) -> Option<T>;
+    /// Copies a `T` from `offset`, wherever it lies: slower than [`Self::read`], for what is rare.
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T>;
+    /// Overwrites bytes at `offset`. Checksums are the caller's business.
+    fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused>;
+    /// Updates a TCP or UDP checksum, whatever of it the hardware has still to do.
+    fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
+    /// Cuts the packet to, or pads it to, `len` bytes.
+    fn resize(&mut self, len: u32) -> Result<(), Refused>;
+    /// Makes room of `len` bytes between link-layer and IP header.
+    fn make_room(&mut self, len: u32) -> Result<(), Refused>;
+    /// Sends the packet out of device `ifindex` through the neighbour `next_hop`.
+    fn send(&mut self, ifindex: u32, next_hop: &mut bpf_redir_neigh) -> Result<(), Refused>;
+    /// Sends the packet out of device `ifindex` as it is, link-layer header included.
+    fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused>;
+    /// Lets the packet come in by device `ifindex`, as if received there.
+    fn receive(&mut self, ifindex: u32) -> Result<(), Refused>;
+}
+
+/// A packet whose opening is a BPF function of its own ([`crate::balance::open`]), one per family and hook type.
+pub trait Opens<F>: Packet {
+    /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
+    fn open(&mut self, hook: u32) -> u32;
+}
+
+/// A packet at a tc hook.
+pub struct TcPacket {
+    context: TcContext,
+}
+
+impl TcPacket {
+    /// The packet of `context`.
+    #[inline(always)]
+    pub const fn new(context: TcContext) -> Self {
+        Self { context }
+    }
+
+    /// The hook's context.
+    #[inline(always)]
+    pub fn skb(&self) -> *mut __sk_buff {
+        self.context.as_ptr().cast()
+    }
+}
+
+/// `Err` for everything but 0, a helper's success.
+#[inline(always)]
+fn checked(result: i64) -> Result<(), Refused> {
+    if result == 0 { Ok(()) } else { Err(Refused) }
+}
+
+/// `TC_ACT_REDIRECT`, what a redirect helper returns when it accepts.
+const REDIRECT: i64 = 7;
+
+/// `Err` for everything but `TC_ACT_REDIRECT`.
+#[inline(always)]
+fn redirected(result: i64) -> Result<(), Refused> {
+    if result == REDIRECT { Ok(()) } else { Err(Refused) }
+}
+
+impl Packet for TcPacket {
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        self.context.len()
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { (*self.skb()).ifindex }
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+
+    #[inline(always)]
+    fn pull(&mut self) {
+        let want = if self.len() < PARSE_BYTES { self.len() } else { PARSE_BYTES };
+        if self.context.data() + want as usize > self.context.data_end() {
+            // SAFETY: valid context. A failure shows as failing reads.
+            unsafe { bpf_skb_pull_data(self.skb(), want) };
+        }
+    }
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let at = self.context.data() + (offset & OFFSET_MASK);
+        if at + size_of::<T>() > self.context.data_end() {
+            return None;
+        }
+        // SAFETY: the bytes lie inside the packet, as just checked, and any bytes are a `T`. Alignment: the kernel
+        // aligns IP headers where the machine needs it (NET_IP_ALIGN); elsewhere unaligned loads are cheap, and the
+        // verifier refuses what is neither.
+        Some(unsafe { *(at as *const T) })
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T> {
+        let mut value = T::default();
+        let to = (&raw mut value).cast();
+        // SAFETY: valid context; `to` points to `size_of::<T>()` writable bytes.
+        let result = unsafe { bpf_skb_load_bytes(self.context(), offset as u32, to, size_of::<T>() as u32) };
+        if result == 0 { Some(value) } else { None }
+    }
+
+    #[inline(always)]
+    fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused> {
+        let from = core::ptr::from_ref(value).cast();
+        // SAFETY: valid context; `from` points to `size_of::<T>()` initialised bytes.
+        checked(unsafe { bpf_skb_store_bytes(self.skb(), offset as u32, from, size_of::<T>() as u32, 0) })
+    }
+
+    #[inline(always)]
+    fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
+        let offset = change.offset as u32;
+        let mangled = if change.protocol == Protocol::UDP { BPF_F_MARK_MANGLED_0 as u64 } else { 0 };
+        let mut pseudo = mangled | BPF_F_PSEUDO_HDR as u64;
+        if change.ipv6 && has_feature(FEATURE_CSUM_IPV6) {
+            pseudo |= BPF_F_IPV6;
+        }
+        // SAFETY: valid context; the helper checks the offset. A size of 0 in the flags: `to` is a difference.
+        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, change.pseudo as u64, pseudo) })?;
+        if change.segment == 0 {
+            return Ok(());
+        }
+        // SAFETY: as above.
+        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, change.segment as u64, mangled) })
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, len: u32) -> Result<(), Refused> {
+        // SAFETY: valid context; the helper checks the length.
+        checked(unsafe { bpf_skb_change_tail(self.skb(), len, 0) })
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, len: u32) -> Result<(), Refused> {
+        // SAFETY: valid context; the helper checks the length.
+        checked(unsafe { bpf_skb_adjust_room(self.skb(), len as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    #[inline(always)]
+    fn send(&mut self, ifindex: u32, next_hop: &mut bpf_redir_neigh) -> Result<(), Refused> {
+        let len = size_of::<bpf_redir_neigh>() as i32;
+        // SAFETY: `next_hop` is initialised and `len` bytes long.
+        redirected(unsafe { bpf_redirect_neigh(ifindex, next_hop, len, 0) })
+    }
+
+    #[inline(always)]
+    fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused> {
+        // SAFETY: no pointers.
+        redirected(unsafe { bpf_redirect(ifindex, 0) })
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, ifindex: u32) -> Result<(), Refused> {
+        // SAFETY: no pointers.
+        redirected(unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) })
+    }
+}
