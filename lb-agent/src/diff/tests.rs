@@ -88,7 +88,8 @@ proptest! {
     ) {
         let (mut have, want) = (contents(&have, 1), contents(&want, 1000));
         let expected = expected(&have, &want);
-        let mut maps = FakeMaps { state: have.clone(), ..FakeMaps::default() };
+        let mut maps = FakeMaps::default();
+        maps.state = have.clone();
         maps.set_faults(Faults { percent, seed });
         let mut delta = Delta::between(&have, &want);
         for _ in 0..1000 {
