@@ -4,4 +4,6 @@
 #![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
 pub mod packet;
+pub mod pinned_maps;
 pub mod prog;
+pub mod script;
