@@ -7,7 +7,7 @@
 use std::collections::HashMap;
 
 use lb_common::{
-    backend::{BackendFlags, BackendState, BackendValue},
+    backend::{BackendFlags, BackendState, BackendValue, MemberSets},
     family::{Address, Be16, Family},
     id::BackendId,
 };
@@ -87,6 +87,8 @@ pub struct Membership {
     pub backend: BackendId,
     /// Its state there.
     pub state: BackendState,
+    /// The sets it stands in.
+    pub sets: MemberSets,
     /// True if it runs on this node.
     pub is_local: bool,
 }

@@ -1,7 +1,7 @@
 //! Plans between random contents reach what is wanted, and each of their prefixes is safe.
 
 use lb_common::{
-    backend::{BackendFlags, BackendState},
+    backend::{BackendFlags, BackendState, MemberSets},
     family::{Addr4, Be16, Protocol},
     frontend::FrontendKind,
 };
@@ -29,7 +29,7 @@ fn contents(ports: &[Port], offset: u32) -> MapState {
         for backend in &members {
             state.members.insert(
                 MemberKey { service_port, backend: *backend },
-                MemberValue::new(BackendState::ACTIVE),
+                MemberValue::new(BackendState::ACTIVE, MemberSets::CLUSTER),
             );
             let value = BackendValue {
                 addr: Addr4([10, 0, 0, backend.0 as u8]),
