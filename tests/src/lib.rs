@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 #![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
+pub mod api_server;
+pub mod changes;
 pub mod packet;
 pub mod pinned_maps;
 pub mod prog;
