@@ -3,4 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 #![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
+pub mod agent;
+pub mod cgroup;
+pub mod cluster;
+pub mod netns;
+pub mod probe;
+pub mod process;
 pub mod prog;
+pub mod sweep;
