@@ -1,4 +1,5 @@
 //! The test cluster itself, without any Service: the ground on which the end-to-end tests stand. Needs root.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
 
 use std::{
     net::SocketAddr,
