@@ -9,6 +9,14 @@
 //! `reconcile` is the loop around it; `datapath` loads and attaches the programs; `cli` and `report` are what an
 //! operator sees.
 
+pub mod source;
+
+pub mod convert;
+pub mod model;
+pub mod select;
+pub mod desired;
+pub mod diff;
+pub mod maps;
+pub mod reconcile;
 pub mod datapath;
 pub mod report;
-pub mod source;

@@ -117,17 +117,8 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
         _pad: [0; 2],
     };
     opening.key = FlowKey::new(opening.to.reversed(), headers.flow.protocol);
-    let mut free = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
-    let (min, count) = snat_ports();
-    let mut port = slot_index(random(), count);
-    let mut attempt = 0;
-    while attempt < limits::SNAT_TRIES && !free {
-        opening.key.tuple.dst_port = Be16::new((min + port) as u16);
-        free = claim(opening);
-        port = if port + 1 < count { port + 1 } else { 0 };
-        attempt += 1;
-    }
-    if !free {
+    let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
+    if !keeps_port && !find_port(opening) {
         return Err(Verdict::SnatPorts);
     }
     opening.to.src_port = opening.key.tuple.dst_port;
@@ -137,6 +128,25 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
     // Without the entry the next packet chooses anew; LRU maps have room.
     let _ = F::connections().insert(&headers.flow, &opening.entry, ANY);
     Ok(())
+}
+
+/// Finds a source port whose reply 5-tuple is free and takes it: a random one, else the next few.
+///
+/// A BPF function of its own, so that the verifier leaves all turns of the loop by one exit.
+#[inline(never)]
+fn find_port<F: FamilyMaps>(opening: &mut Opening<F>) -> bool {
+    let (min, count) = snat_ports();
+    let mut port = slot_index(random(), count);
+    let mut attempt = 0;
+    while attempt < limits::SNAT_TRIES {
+        opening.key.tuple.dst_port = Be16::new((min + port) as u16);
+        if claim(opening) {
+            return true;
+        }
+        port = if port + 1 < count { port + 1 } else { 0 };
+        attempt += 1;
+    }
+    false
 }
 
 /// Takes the reply 5-tuple of `opening`, if it is free or already this connection's.
@@ -149,7 +159,11 @@ fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
     if !same(&owner.to, &opening.entry.to) || owner.flags != opening.entry.flags {
         return false;
     }
-    *owner = opening.entry;
+    owner.service_port = opening.entry.service_port;
+    owner.backend = opening.entry.backend;
+    owner.generation = opening.entry.generation;
+    owner.last_seen = opening.entry.last_seen;
+    owner.phase = opening.entry.phase;
     true
 }
 

@@ -34,8 +34,6 @@ pub enum Back {
 const TTL: u8 = 64;
 /// Bytes quoted behind the IP header.
 const QUOTED: usize = 8;
-/// 32-bit words of the longest quotation: IPv6 with extension headers.
-const QUOTED_WORDS_MAX: usize = 64;
 /// Length of a TCP header without options.
 const TCP_LEN: usize = 20;
 /// Length of an ICMP error header.
@@ -45,6 +43,8 @@ const ICMP_LEN: usize = 8;
 pub trait FamilyAnswer: FamilyRewrite {
     /// Its IP header.
     type Header: Copy;
+    /// 32-bit words of the longest quotation: an IP header with options, or extension headers of 64 bytes.
+    const QUOTED_WORDS_MAX: usize;
     /// The header of an answer with `len` bytes behind it.
     fn header(headers: &Headers<Self>, protocol: Protocol, len: u16) -> Self::Header;
     /// Protocol of its ICMP.
@@ -91,6 +91,7 @@ const DONT_FRAGMENT: u16 = 0x4000;
 
 impl FamilyAnswer for V4 {
     type Header = Ipv4Header;
+    const QUOTED_WORDS_MAX: usize = (60 + QUOTED) / 4;
     const ICMP: Protocol = Protocol::ICMP;
     const PORT_UNREACHABLE: [u8; 2] = [3, 3];
 
@@ -127,6 +128,7 @@ impl FamilyAnswer for V4 {
 
 impl FamilyAnswer for V6 {
     type Header = Ipv6Header;
+    const QUOTED_WORDS_MAX: usize = (40 + 64 + QUOTED) / 4;
     const ICMP: Protocol = Protocol::ICMPV6;
     const PORT_UNREACHABLE: [u8; 2] = [1, 4];
 
@@ -282,7 +284,7 @@ fn port_unreachable<F: FamilyAnswer, P: Packet>(
     let message = (ICMP_LEN + quoted) as u16;
     packet.resize((headers.l4 + QUOTED) as u32)?;
     packet.pull();
-    let sum = quotation(packet, headers.l3, quoted)?.add16(u16::from_ne_bytes(F::PORT_UNREACHABLE));
+    let sum = quotation::<F, P>(packet, headers.l3, quoted)?.add16(u16::from_ne_bytes(F::PORT_UNREACHABLE));
     let pseudo = F::icmp_pseudo_header(headers, message);
     answer.ip = F::header(headers, F::ICMP, message);
     answer.icmp =
@@ -294,10 +296,10 @@ fn port_unreachable<F: FamilyAnswer, P: Packet>(
 
 /// Sum of `len` bytes (a multiple of 4) at `offset`.
 #[inline(always)]
-fn quotation<P: Packet>(packet: &P, offset: usize, len: usize) -> Result<Sum, Refused> {
+fn quotation<F: FamilyAnswer, P: Packet>(packet: &P, offset: usize, len: usize) -> Result<Sum, Refused> {
     let mut sum = Sum::default();
     let mut word = 0;
-    while word < QUOTED_WORDS_MAX {
+    while word <= F::QUOTED_WORDS_MAX {
         if word * 4 >= len {
             return Ok(sum);
         }

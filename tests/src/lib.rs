@@ -7,6 +7,7 @@ pub mod agent;
 pub mod cgroup;
 pub mod cluster;
 pub mod netns;
+pub mod packet;
 pub mod probe;
 pub mod process;
 pub mod prog;

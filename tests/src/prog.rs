@@ -4,25 +4,32 @@
 //! Needs root, and says so. A test's thread enters a namespace of its own and never leaves it; the namespace goes
 //! with the thread.
 
-use std::{fmt::Debug, process::Command};
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    process::Command,
+};
 
 use aya::{
-    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, lpm_trie::Key},
-    programs::{CgroupSockAddr, SchedClassifier},
+    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
 };
 use lb_common::{
-    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberValue},
+    affinity::{AffinityKey, AffinityValue},
+    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     conntrack::ConnectionValue,
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
-    family::{Addr4, Addr6, Be16, Family},
+    event::Event,
+    family::{Addr4, Addr6, Address as _, Be16, Family, Protocol, V4, V6},
     flow::FlowKey,
-    frontend::{FrontendKey, FrontendValue, Run},
+    frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps::{MAPS, MapType},
-    settings,
-    source_range::SourceRangeValue,
+    settings::{self, Settings},
+    source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
 };
 
@@ -30,11 +37,11 @@ use lb_common::{
 const ENTRIES_MAX: u32 = 4096;
 
 /// `TC_ACT_UNSPEC` as the program's return value.
-pub const TC_UNSPEC: u32 = u32::MAX;
+pub const UNSPEC: u32 = u32::MAX;
 /// `TC_ACT_SHOT`.
-pub const TC_SHOT: u32 = 2;
+pub const SHOT: u32 = 2;
 /// `TC_ACT_REDIRECT`.
-pub const TC_REDIRECT: u32 = 7;
+pub const REDIRECT: u32 = 7;
 
 /// The tc programs.
 pub const TC_PROGRAMS: [&str; 6] = [
@@ -58,8 +65,54 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
     "sock_getpeername6",
 ];
 
+/// The places of a test, per family.
+pub trait Places: Family {
+    /// A client outside.
+    const CLIENT: IpAddr;
+    /// Another one.
+    const OTHER_CLIENT: IpAddr;
+    /// A VIP.
+    const VIP: IpAddr;
+    /// Another VIP.
+    const OTHER_VIP: IpAddr;
+    /// This node.
+    const NODE: IpAddr;
+    /// A pod of this node.
+    const POD: IpAddr;
+    /// A pod of another node.
+    const REMOTE_POD: IpAddr;
+    /// A pod behind a device with an MTU of 1280.
+    const NARROW_POD: IpAddr;
+    /// An address with an unreachable route.
+    const NOWHERE: IpAddr;
+}
+
+impl Places for V4 {
+    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+    const OTHER_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 200));
+    const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
+    const OTHER_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 11));
+    const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 11));
+    const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
+    const REMOTE_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 2, 2));
+    const NARROW_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 3, 2));
+    const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 9, 9));
+}
+
+impl Places for V6 {
+    const CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10));
+    const OTHER_CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x200, 0, 0, 0, 0, 0x20));
+    const VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xa));
+    const OTHER_VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xb));
+    const NODE: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x11));
+    const POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 2));
+    const REMOTE_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 2));
+    const NARROW_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 3, 0, 0, 0, 0, 2));
+    const NOWHERE: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 9, 0, 0, 0, 0, 9));
+}
+
 /// What a program made of a packet.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(PartialEq, Eq)]
 pub struct Ran {
     /// Its return code.
     pub code: u32,
@@ -67,43 +120,431 @@ pub struct Ran {
     pub packet: Vec<u8>,
 }
 
-/// The datapath, loaded.
-pub struct Datapath {
-    ebpf: Ebpf,
+impl std::fmt::Debug for Ran {
+    /// Headers only: a failed comparison of payloads need not fill the screen.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let head = &self.packet[..self.packet.len().min(86)];
+        write!(f, "code {} packet of {} bytes: {head:02x?}", self.code.cast_signed(), self.packet.len())
+    }
 }
 
-impl Datapath {
-    /// Loads the object with every program verified by this kernel.
-    pub fn load() -> Self {
-        Self::load_with(settings::FEATURE_SET_RETVAL, 1)
+/// A hook: a program and the device it is attached to.
+#[derive(Clone, Copy, Debug)]
+pub enum Hook {
+    /// Uplink, ingress.
+    FromNetwork,
+    /// Uplink, egress.
+    ToNetwork,
+    /// The pod's device, ingress.
+    FromPod,
+    /// The pod's device, egress.
+    ToPod,
+}
+
+/// Uplink, pod, narrow uplink: names of the node's devices.
+const DEVICES: [&str; 3] = ["uplink0", "pod0", "narrow0"];
+
+/// What the node is made of, as `ip -batch` reads it.
+const NODE: &str = "
+link add uplink0 type veth peer name router0
+link add pod0 type veth peer name inside0
+link add narrow0 mtu 1280 type veth peer name beyond0
+link set lo up
+link set uplink0 up
+link set router0 up
+link set pod0 up
+link set inside0 up
+link set narrow0 up
+link set beyond0 up
+addr add 192.0.2.11/24 dev uplink0
+addr add 2001:db8:2::11/64 dev uplink0 nodad
+addr add 192.0.2.111/24 dev narrow0
+neigh add 192.0.2.1 lladdr 02:00:00:00:00:02 dev uplink0 nud permanent
+neigh add 2001:db8:2::1 lladdr 02:00:00:00:00:02 dev uplink0 nud permanent
+route add default via 192.0.2.1 dev uplink0
+route add default via 2001:db8:2::1 dev uplink0
+route add 10.244.1.2/32 dev pod0
+route add fd00:244:1::2/128 dev pod0
+neigh add 10.244.3.2 lladdr 02:00:00:00:00:03 dev narrow0 nud permanent
+neigh add fd00:244:3::2 lladdr 02:00:00:00:00:03 dev narrow0 nud permanent
+route add 10.244.3.0/24 dev narrow0
+route add fd00:244:3::/64 dev narrow0
+route add unreachable 10.244.9.0/24
+route add unreachable fd00:244:9::/64
+";
+
+/// A node with the datapath loaded.
+pub struct Node {
+    ebpf: Ebpf,
+    devices: [u32; 3],
+}
+
+impl Node {
+    /// A node in a network namespace of its own, every program verified by this kernel.
+    pub fn start() -> Self {
+        Self::start_with(None)
     }
 
-    /// The same with other features and number of SNAT ports.
-    pub fn load_with(features: u32, snat_port_count: u32) -> Self {
-        let mut loader = EbpfLoader::new();
-        for spec in MAPS {
-            if spec.max_entries > ENTRIES_MAX && spec.map_type != MapType::RingBuf {
-                loader.map_max_entries(spec.name, ENTRIES_MAX);
-            }
+    /// The same with so many SNAT ports.
+    pub fn start_with(snat_ports: Option<u32>) -> Self {
+        // SAFETY: a system call without pointers; it concerns the calling thread only.
+        let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(
+            entered,
+            0,
+            "enter a network namespace (root is needed): {}",
+            std::io::Error::last_os_error()
+        );
+        ip(NODE);
+        for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            fs::write(format!("/proc/sys/net/{family}"), "1").expect("turn on forwarding");
         }
-        loader.override_global(settings::FEATURES, &features, true);
-        if snat_port_count > 1 {
-            loader.override_global(settings::SNAT_PORT_COUNT, &snat_port_count, true);
-        }
-        let mut ebpf = loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)");
-        for name in TC_PROGRAMS {
-            let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
-            eprintln!(
-                "{name}: {:?} {:?}",
-                program.info().unwrap().verified_instruction_count(),
-                program.info().unwrap().size_jitted()
-            );
+        let mut node = Self { ebpf: load(snat_ports), devices: DEVICES.map(ifindex) };
+        let [uplink, pod, narrow] = node.devices;
+        node.device(uplink, DeviceRole::UPLINK, V4::NODE, V6::NODE);
+        node.device(pod, DeviceRole::WORKLOAD, V4::NODE, V6::NODE);
+        node.device(narrow, DeviceRole::UPLINK, V4::NODE, V6::NODE);
+        node.node_address::<V4>(V4::NODE);
+        node.node_address::<V6>(V6::NODE);
+        node
+    }
+
+    /// Loads what no packet can be run through here: the programs of devices without link-layer header, for
+    /// `BPF_PROG_TEST_RUN` always has one, and those of the socket hooks, which it does not know.
+    pub fn load_the_rest(&mut self) {
+        for name in &TC_PROGRAMS[4..] {
+            let program: &mut SchedClassifier =
+                self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+            patiently(name, || program.load());
         }
         for name in SOCKET_PROGRAMS {
-            let program: &mut CgroupSockAddr = ebpf.program_mut(name).expect(name).try_into().expect(name);
-            program.load().unwrap_or_else(|error| panic!("{name}: {error:?}"));
+            let program: &mut CgroupSockAddr =
+                self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+            patiently(name, || program.load());
         }
-        Self { ebpf }
     }
+
+    /// ifindex of the uplink.
+    pub fn uplink(&self) -> u32 {
+        self.devices[0]
+    }
+
+    /// Describes a device to the programs.
+    pub fn device(&mut self, ifindex: u32, role: DeviceRole, snat4: IpAddr, snat6: IpAddr) {
+        let value = DeviceValue {
+            role,
+            flags: DeviceFlags::default(),
+            snat4: Addr4::from_ip(snat4).unwrap(),
+            snat6: Addr6::from_ip(snat6).unwrap(),
+        };
+        self.hash("DEVICES").insert(ifindex, value, 0).unwrap();
+    }
+
+    /// Makes an address the node's.
+    pub fn node_address<F: Family>(&mut self, addr: IpAddr)
+    where
+        NodeAddressKey<F>: Pod,
+    {
+        let key = NodeAddressKey::<F> { addr: F::Addr::from_ip(addr).unwrap() };
+        let value = NodeAddressValue { ifindex: self.uplink() };
+        self.hash(&name::<F>("NODE_ADDRESSES")).insert(key, value, 0).unwrap();
+    }
+
+    /// Runs a hook's program on a packet.
+    pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Ran {
+        let [uplink, pod, _] = self.devices;
+        let (name, ifindex) = match hook {
+            Hook::FromNetwork => ("tc_uplink_ingress", uplink),
+            Hook::ToNetwork => ("tc_uplink_egress", uplink),
+            Hook::FromPod => ("tc_workload_ingress", pod),
+            Hook::ToPod => ("tc_workload_egress", pod),
+        };
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).unwrap().try_into().unwrap();
+        // `struct __sk_buff`: ifindex is its eleventh word. Everything else must be zero on the way in.
+        let mut context = [0u8; 192];
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        let mut out = vec![0; packet.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        Ran { code: result.return_value, packet: out }
+    }
+
+    fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> HashMap<&mut MapData, K, V> {
+        self.ebpf.map_mut(name).expect(name).try_into().expect(name)
+    }
+
+    /// Verdicts counted since the node was started: (packets, bytes) of those that are not zero.
+    pub fn verdicts(&self) -> BTreeMap<Verdict, (u64, u64)> {
+        let map = self.ebpf.map("COUNTERS").unwrap();
+        let counters: PerCpuArray<&MapData, VerdictCounter> = map.try_into().unwrap();
+        let sum = |verdict: &Verdict| {
+            let values = counters.get(&(*verdict as u32), 0).unwrap();
+            values.iter().fold((0, 0), |sum, value| (sum.0 + value.packets, sum.1 + value.bytes))
+        };
+        Verdict::ALL
+            .iter()
+            .map(|verdict| (*verdict, sum(verdict)))
+            .filter(|(_, sum)| *sum != (0, 0))
+            .collect()
+    }
+
+    fn traffic(&self, name: &str, index: u32) -> TrafficCounter {
+        let counters: PerCpuArray<&MapData, TrafficCounter> =
+            self.ebpf.map(name).unwrap().try_into().unwrap();
+        let mut sum = TrafficCounter::default();
+        for value in counters.get(&index, 0).unwrap().iter() {
+            sum.connections += value.connections;
+            sum.packets += value.packets;
+            sum.bytes += value.bytes;
+            sum.refused += value.refused;
+        }
+        sum
+    }
+
+    /// What a service port counted.
+    pub fn service(&self, service_port: ServicePortId) -> TrafficCounter {
+        self.traffic("SERVICE_COUNTERS", service_port.0)
+    }
+
+    /// What a backend counted.
+    pub fn backend_traffic(&self, backend: BackendId) -> TrafficCounter {
+        self.traffic("BACKEND_COUNTERS", backend.0)
+    }
+
+    /// The entry of a flow.
+    pub fn connection<F: Family>(&mut self, flow: &FlowKey<F>) -> Option<ConnectionValue<F>>
+    where
+        FlowKey<F>: Pod,
+        ConnectionValue<F>: Pod,
+    {
+        self.hash(&name::<F>("CONNECTIONS")).get(flow, 0).ok()
+    }
+
+    /// Replaces the entry of a flow.
+    pub fn set_connection<F: Family>(&mut self, flow: &FlowKey<F>, entry: ConnectionValue<F>)
+    where
+        FlowKey<F>: Pod,
+        ConnectionValue<F>: Pod,
+    {
+        self.hash(&name::<F>("CONNECTIONS")).insert(*flow, entry, 0).unwrap();
+    }
+
+    /// Number of entries of both directions.
+    pub fn connections<F: Family>(&mut self) -> usize
+    where
+        FlowKey<F>: Pod,
+        ConnectionValue<F>: Pod,
+    {
+        self.hash::<FlowKey<F>, ConnectionValue<F>>(&name::<F>("CONNECTIONS")).keys().count()
+    }
+
+    /// Affinity entries.
+    pub fn affinity<F: Family>(&mut self) -> Vec<(AffinityKey<F>, AffinityValue)>
+    where
+        AffinityKey<F>: Pod,
+    {
+        self.hash(&name::<F>("AFFINITY")).iter().map(Result::unwrap).collect()
+    }
+
+    /// Replaces an affinity entry.
+    pub fn set_affinity<F: Family>(&mut self, key: &AffinityKey<F>, value: AffinityValue)
+    where
+        AffinityKey<F>: Pod,
+    {
+        self.hash(&name::<F>("AFFINITY")).insert(*key, value, 0).unwrap();
+    }
+
+    /// Moves the generation of a service port.
+    pub fn set_generation(&mut self, service_port: ServicePortId, generation: u32) {
+        self.array("GENERATIONS").set(service_port.0, generation, 0).unwrap();
+    }
+
+    fn array<V: Pod>(&mut self, name: &str) -> Array<&mut MapData, V> {
+        self.ebpf.map_mut(name).unwrap().try_into().unwrap()
+    }
+
+    /// Sets the run-time settings.
+    pub fn set_settings(&mut self, settings: Settings) {
+        self.array("SETTINGS").set(0, settings, 0).unwrap();
+    }
+
+    /// Takes the events waiting in the ring buffer.
+    pub fn events(&mut self) -> Vec<Event> {
+        let mut ring: RingBuf<&mut MapData> = self.ebpf.map_mut("EVENTS").unwrap().try_into().unwrap();
+        let mut events = Vec::new();
+        while let Some(item) = ring.next() {
+            events.push(bytemuck::pod_read_unaligned(&item));
+        }
+        events
+    }
+
+    /// Lets `cidr` use a service port's source-ranged frontends.
+    pub fn source_range<F: Family>(&mut self, service_port: ServicePortId, addr: IpAddr, bits: u32)
+    where
+        lb_common::source_range::SourceRangeData<F>: Pod,
+    {
+        let key = SourceRangeKey::<F>::new(service_port, F::Addr::from_ip(addr).unwrap(), bits);
+        let map = self.ebpf.map_mut(&name::<F>("SOURCE_RANGES")).unwrap();
+        let mut trie: LpmTrie<_, lb_common::source_range::SourceRangeData<F>, SourceRangeValue> =
+            map.try_into().unwrap();
+        trie.insert(&Key::new(key.prefix_len, key.data), SourceRangeValue { allowed: 1 }, 0).unwrap();
+    }
+}
+
+/// A service port to be: its frontend and backends.
+#[derive(Clone, Debug)]
+pub struct Service {
+    /// Its id.
+    pub id: u32,
+    /// What clients dial.
+    pub vip: (IpAddr, u16),
+    /// Protocol of frontend and backends.
+    pub protocol: Protocol,
+    /// Flags of the frontend.
+    pub flags: FrontendFlags,
+    /// Affinity timeout in seconds.
+    pub affinity_timeout_s: u32,
+    /// First slot and first backend id; runs of several services must not overlap.
+    pub base: u32,
+    /// Who serves: ids from `base` on.
+    pub backends: Vec<Server>,
+}
+
+/// A backend to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Server {
+    /// Where.
+    pub addr: (IpAddr, u16),
+    /// On this node?
+    pub local: bool,
+}
+
+impl Service {
+    /// A service port with one frontend and these backends.
+    pub fn new(vip: (IpAddr, u16), protocol: Protocol, backends: &[Server]) -> Self {
+        Self {
+            id: 1,
+            vip,
+            protocol,
+            flags: FrontendFlags::default(),
+            affinity_timeout_s: 0,
+            base: 1,
+            backends: backends.to_vec(),
+        }
+    }
+
+    /// Its id as the maps have it.
+    pub fn service_port(&self) -> ServicePortId {
+        ServicePortId(self.id)
+    }
+}
+
+impl Node {
+    /// Writes a service port into the maps: every backend in both sets and in one run for both scopes.
+    pub fn serve<F: Family>(&mut self, service: &Service)
+    where
+        FrontendKey<F>: Pod,
+        BackendValue<F>: Pod,
+    {
+        for (index, server) in (service.base..).zip(&service.backends) {
+            let value = BackendValue::<F> {
+                addr: F::Addr::from_ip(server.addr.0).unwrap(),
+                port: Be16::new(server.addr.1),
+                protocol: service.protocol,
+                state: BackendState::ACTIVE,
+                flags: if server.local { BackendFlags::LOCAL } else { BackendFlags::default() },
+            };
+            self.hash(&name::<F>("BACKENDS")).insert(BackendId(index), value, 0).unwrap();
+            self.member(service, BackendId(index), MemberSets::CLUSTER.with(MemberSets::LOCAL));
+            self.array("SLOTS").set(index, index, 0).unwrap();
+        }
+        let run = Run { base: service.base, count: service.backends.len() as u32 };
+        let key = FrontendKey::<F>::new(
+            F::Addr::from_ip(service.vip.0).unwrap(),
+            Be16::new(service.vip.1),
+            service.protocol,
+        );
+        let value = FrontendValue {
+            service_port: service.service_port(),
+            flags: service.flags,
+            kind: FrontendKind::CLUSTER_IP,
+            affinity_timeout_s: service.affinity_timeout_s,
+            internal: run,
+            external: run,
+            ..FrontendValue::default()
+        };
+        self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();
+    }
+
+    /// Makes a backend a member in `sets`.
+    pub fn member(&mut self, service: &Service, backend: BackendId, sets: MemberSets) {
+        let key = MemberKey { service_port: service.service_port(), backend };
+        self.hash("MEMBERS").insert(key, MemberValue::new(BackendState::ACTIVE, sets), 0).unwrap();
+    }
+
+    /// Takes a backend out of a service port and moves its generation.
+    pub fn leave(&mut self, service: &Service, backend: BackendId) {
+        let key = MemberKey { service_port: service.service_port(), backend };
+        self.hash::<MemberKey, MemberValue>("MEMBERS").remove(&key).unwrap();
+        let generation = self.array::<u32>("GENERATIONS").get(&service.id, 0).unwrap();
+        self.set_generation(service.service_port(), generation + 1);
+    }
+}
+
+/// Whole name of a family's map.
+fn name<F: Family>(base: &str) -> String {
+    format!("{base}{}", F::DIGIT)
+}
+
+fn ifindex(name: &str) -> u32 {
+    let text = Command::new("ip").args(["-o", "link", "show", name]).output().expect("run ip").stdout;
+    let text = String::from_utf8(text).unwrap();
+    text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an ifindex")
+}
+
+/// Runs `ip -batch` in the thread's namespace.
+pub fn ip(batch: &str) {
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    std::io::Write::write_all(&mut file, batch.as_bytes()).unwrap();
+    let output = Command::new("ip").arg("-batch").arg(file.path()).output().expect("run ip");
+    assert!(output.status.success(), "ip -batch: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Loads the object with every program verified by this kernel.
+fn load(snat_ports: Option<u32>) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for spec in MAPS {
+        if spec.max_entries > ENTRIES_MAX && spec.map_type != MapType::RingBuf {
+            loader.map_max_entries(spec.name, ENTRIES_MAX);
+        }
+    }
+    loader.override_global(settings::FEATURES, &settings::FEATURE_SET_RETVAL, true);
+    if let Some(count) = &snat_ports {
+        loader.override_global(settings::SNAT_PORT_COUNT, count, true);
+    }
+    let mut ebpf = loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)");
+    for name in &TC_PROGRAMS[..4] {
+        let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
+        patiently(name, || program.load());
+    }
+    ebpf
+}
+
+/// Loads a program again when the kernel broke off verification for a signal (EAGAIN), as libbpf does.
+fn patiently(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) {
+    for _ in 0..10 {
+        match load() {
+            Ok(()) => return,
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
+            Err(error) => panic!("{name}: {error:?}"),
+        }
+    }
+    panic!("{name}: verification interrupted ten times");
 }

@@ -1,6 +1,12 @@
 //! Where Kubernetes objects come from: the API server ([`kubernetes`]) or a directory of manifests ([`file`]).
 //! A source sends [`Change`]s; it never interprets what an object says.
 
+mod api_servers;
+pub mod file;
+mod inventory;
+pub mod kubernetes;
+pub mod manifest;
+
 use std::fmt;
 
 use k8s_openapi::api::{
@@ -8,6 +14,16 @@ use k8s_openapi::api::{
     discovery::v1::EndpointSlice,
     networking::v1::ServiceCIDR,
 };
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+
+/// A Service with this label, whatever its value, belongs to another proxy (spec 1.1, 1.2).
+pub const SERVICE_PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
+
+/// An EndpointSlice with this label, whatever its value, belongs to a headless Service (spec 1.3).
+pub const HEADLESS_LABEL: &str = "service.kubernetes.io/headless";
+
+/// The `clusterIP` of a headless Service (spec 1.1).
+pub const HEADLESS_CLUSTER_IP: &str = "None";
 
 /// The kinds of object a source delivers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -22,6 +38,12 @@ pub enum Kind {
     Node,
     /// networking.k8s.io/v1 ServiceCIDR.
     ServiceCidr,
+}
+
+impl Kind {
+    /// Every kind: a source reports each of them as [`Change::Synced`].
+    pub const ALL: [Self; 5] =
+        [Self::Service, Self::EndpointSlice, Self::Endpoints, Self::Node, Self::ServiceCidr];
 }
 
 impl fmt::Display for Kind {
@@ -88,6 +110,24 @@ impl Object {
         };
         ObjectRef { kind, namespace, name: metadata.name.clone().unwrap_or_default() }
     }
+
+    /// False for an object that is as if absent (spec 1.1 to 1.3). The API server is asked for the same by
+    /// selectors built from the same constants; a label that comes is a deletion in both.
+    pub fn is_watched(&self) -> bool {
+        match self {
+            Self::Service(service) => {
+                !has_label(&service.metadata, SERVICE_PROXY_NAME_LABEL)
+                    && service.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref())
+                        != Some(HEADLESS_CLUSTER_IP)
+            }
+            Self::EndpointSlice(slice) => !has_label(&slice.metadata, HEADLESS_LABEL),
+            Self::Endpoints(_) | Self::Node(_) | Self::ServiceCidr(_) => true,
+        }
+    }
+}
+
+fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
 }
 
 /// What a source saw.

@@ -141,7 +141,10 @@ impl Build {
             cargo.args(["--features", "log"]);
         }
         // Debug information becomes the BTF that lets `bpftool map dump` print field names.
-        cargo.env("RUSTFLAGS", "-C link-arg=--btf -C debuginfo=2 -D warnings");
+        cargo.env(
+            "RUSTFLAGS",
+            "-C link-arg=--btf -C link-arg=--disable-expand-memcpy-in-order -C debuginfo=2 -D warnings",
+        );
         cargo.stdin(Stdio::null()).stdout(Stdio::null());
         let status = cargo.status().with_context(|| format!("run {:?}", cargo.get_program()))?;
         ensure!(status.success(), "building lb-ebpf with the {} toolchain failed ({status})", self.toolchain);

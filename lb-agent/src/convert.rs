@@ -1,0 +1,115 @@
+//! API objects → model values: which objects count, and what they say once every default is filled in and every bad
+//! value is refused.
+//!
+//! Pure; called by the model for each object that changes. A fault costs what it touches and nothing else: a bad
+//! address costs the address, a bad port the port. Together with its submodules the only code that knows the API's
+//! types, and the only one that says "endpoint".
+
+mod endpoint;
+mod parse;
+mod service;
+
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use k8s_openapi::{
+    api::{core::v1, networking::v1::ServiceCIDR},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+
+use crate::{
+    model::{backend::Slice, node::Node, service::Service},
+    source::{Object, Refusal},
+};
+
+pub use parse::{parse_cidr, parse_ip};
+
+/// Settings that decide what counts.
+#[derive(Clone, Debug, Default)]
+pub struct Rules {
+    /// Own node name, lower case (spec 2.3).
+    pub node_name: Arc<str>,
+    /// Where externalIPs may lie; empty: anywhere (DESIGN 7).
+    pub external_ip_cidrs: Vec<IpNet>,
+}
+
+/// What an object says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Converted {
+    /// A Service to proxy.
+    Service(Service),
+    /// Backends of a service.
+    Slice(Slice),
+    /// This node.
+    Node(Node),
+    /// Networks of ClusterIPs.
+    ServiceCidr(Vec<IpNet>),
+    /// Nothing for this proxy: as if the object did not exist.
+    NotProxied,
+}
+
+/// What `object` says, and what of it was refused.
+pub fn convert(object: &Object, rules: &Rules) -> (Converted, Vec<Refusal>) {
+    let mut faults = Faults { object: object.object_ref().to_string(), refusals: Vec::new() };
+    let converted = match object {
+        Object::Service(service) => service::convert(service, rules, &mut faults).map(Converted::Service),
+        Object::EndpointSlice(slice) => endpoint::convert_slice(slice, &mut faults).map(Converted::Slice),
+        Object::Endpoints(endpoints) => {
+            endpoint::convert_endpoints(endpoints, &mut faults).map(Converted::Slice)
+        }
+        Object::Node(node) => convert_node(node, rules).map(Converted::Node),
+        Object::ServiceCidr(cidr) => Some(Converted::ServiceCidr(convert_service_cidr(cidr, &mut faults))),
+    };
+    (converted.unwrap_or(Converted::NotProxied), faults.refusals)
+}
+
+/// Collects what is refused of one object.
+struct Faults {
+    object: String,
+    refusals: Vec<Refusal>,
+}
+
+impl Faults {
+    fn refuse(&mut self, field: impl Into<String>, reason: impl Into<String>) {
+        self.refusals.push(Refusal {
+            object: self.object.clone(),
+            field: field.into(),
+            reason: reason.into(),
+        });
+    }
+
+    /// The value, or `None` after its error was noted under `field`.
+    fn accept<T>(&mut self, field: impl Into<String>, value: Result<T, String>) -> Option<T> {
+        match value {
+            Ok(value) => Some(value),
+            Err(reason) => {
+                self.refuse(field, reason);
+                None
+            }
+        }
+    }
+}
+
+/// True if the object carries the label at all: its value does not matter (spec 1.1, 1.3).
+fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
+    metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
+}
+
+/// The own Node only; other nodes mean nothing here (spec 9.12).
+fn convert_node(node: &v1::Node, rules: &Rules) -> Option<Node> {
+    let is_own = node.metadata.name.as_deref().is_some_and(|name| *name == *rules.node_name);
+    let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
+    let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
+    is_own.then(|| Node { name: rules.node_name.clone(), zone })
+}
+
+fn convert_service_cidr(object: &ServiceCIDR, faults: &mut Faults) -> Vec<IpNet> {
+    let cidrs = object.spec.as_ref().and_then(|spec| spec.cidrs.as_deref()).unwrap_or_default();
+    let parsed = cidrs.iter().enumerate();
+    parsed
+        .filter_map(|(index, cidr)| faults.accept(format!("spec.cidrs[{index}]"), parse_cidr(cidr)))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

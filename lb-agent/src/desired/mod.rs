@@ -1,0 +1,600 @@
+//! Model → what the maps should hold, one service at a time.
+//!
+//! [`Desired`] knows, for each service port, the frontends, members, runs and source ranges it wants; the difference
+//! to what the maps have goes into a [`Delta`]. Called by the reconciler for each dirty service. What must stay true:
+//! an id or a run is never given to another owner while the maps still know the former one.
+
+pub mod claims;
+pub mod frontends;
+pub mod ids;
+pub mod runs;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use lb_common::{
+    backend::{BackendFlags, MemberKey, MemberValue},
+    family::{Family, V4, V6},
+    frontend::{FrontendKey, FrontendValue, Run},
+    id::{BackendId, ServicePortId},
+    source_range::SourceRangeKey,
+};
+
+use crate::{
+    desired::{
+        claims::Contested,
+        frontends::{Origin, Runs},
+        ids::{BackendTable, IdPool, Membership},
+        runs::RunPool,
+    },
+    diff::{Delta, DeltaFamily, Pending},
+    maps::{Capacity, MapState},
+    model::{
+        Model,
+        backend::{Backend, BackendAddress, gather},
+        node::NodeAddresses,
+        service::{Port, PortName, Service, ServiceName},
+    },
+    select::{Policies, select},
+    source::Refusal,
+};
+
+/// Something there is no more of.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Exhausted {
+    /// Service port ids.
+    #[error("{service}: no id left for a service port; raise --max-service-ports")]
+    ServicePorts {
+        /// Who needs one.
+        service: ServiceName,
+    },
+    /// Backend ids.
+    #[error("{service}: no id left for a backend; raise --max-backends")]
+    Backends {
+        /// Who needs one.
+        service: ServiceName,
+    },
+    /// Slots.
+    #[error("{service}: no {count} slots in a row left; raise --max-slots")]
+    Slots {
+        /// Who needs them.
+        service: ServiceName,
+        /// How many.
+        count: u32,
+    },
+}
+
+/// Which service port a record is; in the order in which contested frontends are given out.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Owner {
+    created_s: i64,
+    service: ServiceName,
+    port: PortName,
+}
+
+/// What one service port wants.
+#[derive(Debug, Default)]
+pub struct PortRecord {
+    /// `None`: read from the maps, and not recognised as anybody's yet.
+    owner: Option<Owner>,
+    v4: FamilyRecord<V4>,
+    v6: FamilyRecord<V6>,
+    /// Sorted.
+    members: Box<[Membership]>,
+    /// Every run its frontends use.
+    runs: Box<[Run]>,
+}
+
+/// What one service port wants in one family.
+#[derive(Debug, Default)]
+pub struct FamilyRecord<F: Family> {
+    frontends: BTreeMap<FrontendKey<F>, FrontendValue>,
+    source_ranges: Box<[SourceRangeKey<F>]>,
+}
+
+/// A family with its share of the records.
+pub trait RecordFamily: DeltaFamily {
+    /// This family's share.
+    fn record(record: &PortRecord) -> &FamilyRecord<Self>;
+    /// This family's share, to change it.
+    fn record_mut(record: &mut PortRecord) -> &mut FamilyRecord<Self>;
+    /// The frontends of this family that several service ports claim.
+    fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>);
+}
+
+impl RecordFamily for V4 {
+    fn record(record: &PortRecord) -> &FamilyRecord<Self> {
+        &record.v4
+    }
+    fn record_mut(record: &mut PortRecord) -> &mut FamilyRecord<Self> {
+        &mut record.v4
+    }
+    fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>) {
+        (&mut desired.contested4, &desired.ports)
+    }
+}
+
+impl RecordFamily for V6 {
+    fn record(record: &PortRecord) -> &FamilyRecord<Self> {
+        &record.v6
+    }
+    fn record_mut(record: &mut PortRecord) -> &mut FamilyRecord<Self> {
+        &mut record.v6
+    }
+    fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>) {
+        (&mut desired.contested6, &desired.ports)
+    }
+}
+
+/// What the maps should hold.
+#[derive(Debug)]
+pub struct Desired {
+    ports: BTreeMap<ServicePortId, PortRecord>,
+    by_service: HashMap<ServiceName, Vec<ServicePortId>>,
+    port_ids: IdPool,
+    backends: BackendTable,
+    runs: RunPool,
+    contested4: Contested<V4>,
+    contested6: Contested<V6>,
+}
+
+/// What is known around a service.
+#[derive(Clone, Copy, Debug)]
+pub struct Surroundings<'a> {
+    /// The cluster.
+    pub model: &'a Model,
+    /// This node's addresses.
+    pub addresses: &'a NodeAddresses,
+    /// True at the first sync after a start: every connection looks its backend up once (generations move).
+    pub is_first_sync: bool,
+}
+
+/// The maps, as they are and as they are wanted.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// As they are.
+    pub have: &'a MapState,
+    /// How they are wanted otherwise.
+    pub delta: &'a mut Delta,
+}
+
+/// A service port before its runs are known.
+struct Draft {
+    members: Vec<Membership>,
+    v4: Sets,
+    v6: Sets,
+}
+
+/// The backends of one service port in one family, in order.
+#[derive(Default)]
+struct Sets {
+    cluster: Vec<BackendId>,
+    local: Vec<BackendId>,
+    has_any: bool,
+}
+
+impl Desired {
+    /// Knows what the maps hold, but not yet whose it is. Fresh ids start near `first_id`.
+    pub fn restore(have: &MapState, capacity: Capacity, first_id: u32) -> Self {
+        let mut ports: BTreeMap<ServicePortId, PortRecord> = BTreeMap::new();
+        restore_family::<V4>(&mut ports, have);
+        restore_family::<V6>(&mut ports, have);
+        let mut backends = BackendTable::restore(have, IdPool::new(capacity.backends, first_id));
+        let mut members: BTreeMap<ServicePortId, Vec<Membership>> = BTreeMap::new();
+        for (key, value) in &have.members {
+            let is_local = is_local::<V4>(have, key.backend) || is_local::<V6>(have, key.backend);
+            let member = Membership { backend: key.backend, state: value.state, is_local };
+            backends.add(&member);
+            members.entry(key.service_port).or_default().push(member);
+        }
+        for (id, members) in members {
+            ports.entry(id).or_default().members = members.into();
+        }
+        let mut port_ids = IdPool::new(capacity.service_ports, first_id);
+        ports.keys().for_each(|id| port_ids.claim(id.0));
+        Self {
+            ports,
+            by_service: HashMap::new(),
+            port_ids,
+            backends,
+            runs: RunPool::new(capacity.slots, have.runs()),
+            contested4: Contested::default(),
+            contested6: Contested::default(),
+        }
+    }
+
+    /// Recognises the service ports of `model` by the frontends they had: ClusterIPs first, because a NodePort or an
+    /// external address may have gone from one Service to another while the agent was away.
+    pub fn adopt(&mut self, around: Surroundings<'_>, have: &MapState) {
+        let mut services: Vec<_> = around.model.services().collect();
+        services.sort_unstable_by_key(|(name, _)| *name);
+        for only_cluster_ip in [true, false] {
+            for (name, service) in &services {
+                for port in &service.ports {
+                    let known = self.by_service.get(*name).into_iter().flatten();
+                    if !known.into_iter().any(|id| self.is_port(*id, &port.name)) {
+                        self.adopt_port::<V4>((name, service, port), only_cluster_ip, around.addresses, have);
+                        self.adopt_port::<V6>((name, service, port), only_cluster_ip, around.addresses, have);
+                    }
+                }
+            }
+        }
+    }
+
+    fn adopt_port<F: RecordFamily>(
+        &mut self,
+        (name, service, port): (&ServiceName, &Service, &Port),
+        only_cluster_ip: bool,
+        addresses: &NodeAddresses,
+        have: &MapState,
+    ) {
+        let origin = Origin { service, port, id: ServicePortId::NONE };
+        let keys = frontends::frontends::<F>(origin, Runs::default(), addresses);
+        let keys = keys.keys().filter(|key| !only_cluster_ip || service.cluster_ip::<F>() == Some(key.addr));
+        for id in keys.filter_map(|key| F::of(have).frontends.get(key)).map(|value| value.service_port) {
+            let known = self.by_service.entry(name.clone()).or_default();
+            if known.iter().any(|id| self.ports.get(id).is_some_and(|record| is_named(record, &port.name))) {
+                return;
+            }
+            if let Some(record) = self.ports.get_mut(&id).filter(|record| record.owner.is_none()) {
+                record.owner = Some(owner(name, service, port));
+                known.push(id);
+            }
+        }
+    }
+
+    /// Wants what `name` needs, or nothing if there is no such Service (any more). On an error the service keeps
+    /// what it had.
+    pub fn update(
+        &mut self,
+        name: &ServiceName,
+        around: Surroundings<'_>,
+        target: &mut Target<'_>,
+    ) -> Result<(), Exhausted> {
+        let former = self.by_service.get(name).cloned().unwrap_or_default();
+        let mut current = Vec::new();
+        if let Some(service) = around.model.service(name) {
+            for port in &service.ports {
+                let id = former.iter().copied().find(|id| self.is_port(*id, &port.name));
+                // The API refuses two ports of one name and protocol; in manifests the first counts.
+                if id.is_some_and(|id| current.contains(&id)) {
+                    continue;
+                }
+                let id = self.update_port(id, (name, service, port), around, target)?;
+                if !former.contains(&id) {
+                    self.by_service.entry(name.clone()).or_default().push(id);
+                }
+                current.push(id);
+            }
+        }
+        former.into_iter().filter(|id| !current.contains(id)).for_each(|id| self.remove_port(id, target));
+        match current.is_empty() {
+            true => drop(self.by_service.remove(name)),
+            false => drop(self.by_service.insert(name.clone(), current)),
+        }
+        Ok(())
+    }
+
+    /// Wants everything gone that no Service has been recognised by: what was deleted while the agent was away (spec
+    /// 8.15).
+    pub fn remove_strays(&mut self, target: &mut Target<'_>) {
+        let strays: Vec<_> =
+            self.ports.iter().filter(|(_, record)| record.owner.is_none()).map(|(id, _)| *id).collect();
+        strays.into_iter().for_each(|id| self.remove_port(id, target));
+        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
+    }
+
+    /// Frees ids and runs that the maps know no more, and returns the runs.
+    pub fn reclaim(&mut self, pending: &Pending) -> Vec<Run> {
+        self.port_ids.reclaim(|id| pending.service_ports.contains(&ServicePortId(id)));
+        self.backends.reclaim(|id| pending.backends.contains(&BackendId(id)));
+        self.runs.reclaim(|run| pending.runs.contains(&run.base))
+    }
+
+    /// Frontends that their Services do not get.
+    pub fn refusals(&self) -> BTreeSet<Refusal> {
+        let mut refusals = self.contested4.refusals(&self.ports);
+        refusals.extend(self.contested6.refusals(&self.ports));
+        refusals
+    }
+
+    /// The service ports of a Service with their ids.
+    pub fn ports_of(&self, name: &ServiceName) -> impl Iterator<Item = (ServicePortId, &PortRecord)> {
+        let ids = self.by_service.get(name).into_iter().flatten();
+        ids.filter_map(|id| Some((*id, self.ports.get(id)?)))
+    }
+
+    /// Number of service ports.
+    pub fn port_count(&self) -> usize {
+        self.ports.len()
+    }
+
+    /// The id's backend.
+    pub fn backend(&self, id: BackendId) -> Option<BackendAddress> {
+        self.backends.address(id)
+    }
+
+    fn is_port(&self, id: ServicePortId, name: &PortName) -> bool {
+        self.ports.get(&id).is_some_and(|record| is_named(record, name))
+    }
+
+    /// Wants one service port as its Service says and returns its id.
+    fn update_port(
+        &mut self,
+        known: Option<ServicePortId>,
+        (name, service, port): (&ServiceName, &Service, &Port),
+        around: Surroundings<'_>,
+        target: &mut Target<'_>,
+    ) -> Result<ServicePortId, Exhausted> {
+        let exhausted = || Exhausted::ServicePorts { service: name.clone() };
+        let id = known.or_else(|| self.port_ids.allocate().map(ServicePortId)).ok_or_else(exhausted)?;
+        let placed = self.draft((name, service, port), around).and_then(|draft| {
+            let runs = self.place(known, name, &draft, target)?;
+            Ok((draft, runs))
+        });
+        let (draft, (runs4, runs6)) = match placed {
+            Ok(placed) => placed,
+            Err(error) => {
+                self.give_back(known.is_none().then_some(id), target);
+                return Err(error);
+            }
+        };
+        self.ports.entry(id).or_default().owner = Some(owner(name, service, port));
+        self.set_runs(id, &[(runs4, &draft.v4), (runs6, &draft.v6)], target);
+        let origin = Origin { service, port, id };
+        self.set_family::<V4>(origin, runs4, around.addresses, target);
+        self.set_family::<V6>(origin, runs6, around.addresses, target);
+        self.set_members(id, draft.members, around.is_first_sync, target);
+        Ok(id)
+    }
+
+    /// Gathers and selects the backends and gives them ids.
+    fn draft(
+        &mut self,
+        (name, service, port): (&ServiceName, &Service, &Port),
+        around: Surroundings<'_>,
+    ) -> Result<Draft, Exhausted> {
+        let mut members = Vec::new();
+        let v4 = self.draft_family::<V4>((name, service, port), around, &mut members)?;
+        let v6 = self.draft_family::<V6>((name, service, port), around, &mut members)?;
+        members.sort_unstable();
+        Ok(Draft { members, v4, v6 })
+    }
+
+    fn draft_family<F: RecordFamily>(
+        &mut self,
+        (name, service, port): (&ServiceName, &Service, &Port),
+        around: Surroundings<'_>,
+        members: &mut Vec<Membership>,
+    ) -> Result<Sets, Exhausted> {
+        if service.cluster_ip::<F>().is_none() {
+            return Ok(Sets::default());
+        }
+        let backends = gather::<F>(around.model.slices(name), &port.name, around.model.node());
+        let mut ids = Vec::with_capacity(backends.len());
+        for backend in &backends {
+            // Whoever does not serve at all is no member, is never selected, and needs no id.
+            let Some(state) = backend.host.conditions.state() else {
+                ids.push(BackendId::NONE);
+                continue;
+            };
+            let exhausted = || Exhausted::Backends { service: name.clone() };
+            let id = self.backends.id(address(backend, port)).ok_or_else(exhausted)?;
+            members.push(Membership { backend: id, state, is_local: backend.is_local });
+            ids.push(id);
+        }
+        let selection = select(&backends, policies::<F>(service, port), around.model.node());
+        Ok(Sets {
+            cluster: selection.cluster.into_iter().map(|index| ids[index]).collect(),
+            local: selection.local.into_iter().map(|index| ids[index]).collect(),
+            has_any: selection.has_any,
+        })
+    }
+
+    /// Finds runs for the draft's sets: those the service port has already if they hold the same backends.
+    fn place(
+        &mut self,
+        known: Option<ServicePortId>,
+        name: &ServiceName,
+        draft: &Draft,
+        target: &Target<'_>,
+    ) -> Result<(Runs, Runs), Exhausted> {
+        let former = known.and_then(|id| self.ports.get(&id)).map(|record| &*record.runs).unwrap_or_default();
+        let mut placed: Vec<(Run, Vec<BackendId>)> =
+            former.iter().map(|run| (*run, target.delta.wanted_run(target.have, *run))).collect();
+        let kept = placed.len();
+        let mut runs = Vec::with_capacity(4);
+        for set in [&draft.v4.cluster, &draft.v4.local, &draft.v6.cluster, &draft.v6.local] {
+            let Some(run) = self.place_set(set, &mut placed) else {
+                placed.drain(kept..).for_each(|(run, _)| self.runs.retire(run));
+                return Err(Exhausted::Slots { service: name.clone(), count: slots(set) });
+            };
+            runs.push(run);
+        }
+        let runs_of =
+            |at: usize, sets: &Sets| Runs { cluster: runs[at], local: runs[at + 1], has_any: sets.has_any };
+        Ok((runs_of(0, &draft.v4), runs_of(2, &draft.v6)))
+    }
+
+    fn place_set(&mut self, set: &[BackendId], placed: &mut Vec<(Run, Vec<BackendId>)>) -> Option<Run> {
+        if set.is_empty() {
+            return Some(Run::default());
+        }
+        if let Some((run, _)) = placed.iter().find(|(_, backends)| backends == set) {
+            return Some(*run);
+        }
+        let run = self.runs.allocate(slots(set))?;
+        placed.push((run, set.to_vec()));
+        Some(run)
+    }
+
+    /// Wants the slots of the runs written, and lets go of the former ones.
+    fn set_runs(&mut self, id: ServicePortId, families: &[(Runs, &Sets)], target: &mut Target<'_>) {
+        let mut current = BTreeSet::new();
+        for (runs, sets) in families {
+            for (run, set) in [(runs.cluster, &sets.cluster), (runs.local, &sets.local)] {
+                target.delta.want_run(target.have, run, set);
+                current.extend((run.count > 0).then_some(run));
+            }
+        }
+        let record = self.ports.entry(id).or_default();
+        let former = std::mem::replace(&mut record.runs, current.iter().copied().collect());
+        for run in former.iter().filter(|run| !current.contains(run)) {
+            target.delta.forget_run(*run);
+            self.runs.retire(*run);
+        }
+    }
+
+    fn set_family<F: RecordFamily>(
+        &mut self,
+        origin: Origin<'_>,
+        runs: Runs,
+        addresses: &NodeAddresses,
+        target: &mut Target<'_>,
+    ) {
+        let frontends = frontends::frontends::<F>(origin, runs, addresses);
+        let source_ranges = frontends::source_ranges::<F>(origin, addresses);
+        self.replace_family(
+            origin.id,
+            FamilyRecord { frontends, source_ranges: source_ranges.into() },
+            target,
+        );
+    }
+
+    /// Puts `record` in the place of what service port `id` had, and wants what differs.
+    fn replace_family<F: RecordFamily>(
+        &mut self,
+        id: ServicePortId,
+        record: FamilyRecord<F>,
+        target: &mut Target<'_>,
+    ) {
+        let Target { have, delta } = target;
+        let keys: Vec<_> = record.frontends.keys().copied().collect();
+        let place = F::record_mut(self.ports.entry(id).or_default());
+        let former = std::mem::replace(place, record);
+        for key in &former.source_ranges {
+            delta.want_source_range(have, *key, false);
+        }
+        for key in &place.source_ranges {
+            delta.want_source_range(have, *key, true);
+        }
+        let (contested, ports) = F::contested(self);
+        for key in former.frontends.into_keys().filter(|key| keys.binary_search(key).is_err()) {
+            contested.yield_up(id, key, ports, have, delta);
+        }
+        for key in keys {
+            contested.claim(id, key, ports, have, delta);
+        }
+    }
+
+    /// Wants `members` and nobody else. Connections look again when one has gone or changed its state; one more
+    /// changes nothing for them.
+    fn set_members(
+        &mut self,
+        id: ServicePortId,
+        members: Vec<Membership>,
+        is_first_sync: bool,
+        target: &mut Target<'_>,
+    ) {
+        let record = self.ports.entry(id).or_default();
+        let former = std::mem::replace(&mut record.members, members.into());
+        let gone: Vec<_> =
+            former.iter().filter(|member| record.members.binary_search(member).is_err()).copied().collect();
+        let added = record.members.iter().filter(|member| former.binary_search(member).is_err());
+        let added: Vec<_> = added.copied().collect();
+        added.iter().for_each(|member| self.backends.add(member));
+        gone.iter().for_each(|member| self.backends.remove(member));
+        for member in &gone {
+            let key = MemberKey { service_port: id, backend: member.backend };
+            target.delta.want_member(target.have, key, None);
+        }
+        for member in &added {
+            let key = MemberKey { service_port: id, backend: member.backend };
+            target.delta.want_member(target.have, key, Some(MemberValue::new(member.state)));
+        }
+        gone.iter()
+            .chain(&added)
+            .for_each(|member| self.backends.want(member.backend, target.have, target.delta));
+        if is_first_sync || !gone.is_empty() {
+            target.delta.move_generation(target.have, id);
+        }
+    }
+
+    /// Wants nothing of a service port any more.
+    fn remove_port(&mut self, id: ServicePortId, target: &mut Target<'_>) {
+        self.replace_family::<V4>(id, FamilyRecord::default(), target);
+        self.replace_family::<V6>(id, FamilyRecord::default(), target);
+        self.set_runs(id, &[], target);
+        self.set_members(id, Vec::new(), false, target);
+        self.ports.remove(&id);
+        self.port_ids.retire(id.0);
+    }
+
+    /// Ids that were drawn in vain go back.
+    fn give_back(&mut self, id: Option<ServicePortId>, target: &mut Target<'_>) {
+        id.into_iter().for_each(|id| self.port_ids.retire(id.0));
+        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
+    }
+}
+
+fn owner(name: &ServiceName, service: &Service, port: &Port) -> Owner {
+    Owner { created_s: service.created_s, service: name.clone(), port: port.name.clone() }
+}
+
+fn is_named(record: &PortRecord, name: &PortName) -> bool {
+    record.owner.as_ref().is_some_and(|owner| owner.port == *name)
+}
+
+fn is_local<F: DeltaFamily>(have: &MapState, id: BackendId) -> bool {
+    F::of(have).backends.get(&id).is_some_and(|value| value.flags.has(BackendFlags::LOCAL))
+}
+
+fn address(backend: &Backend<'_>, port: &Port) -> BackendAddress {
+    BackendAddress { addr: backend.host.addr, port: backend.port, protocol: port.name.protocol }
+}
+
+fn policies<F: Family>(service: &Service, port: &Port) -> Policies {
+    Policies {
+        internal: service.internal_policy,
+        external: service.external_policy,
+        is_externally_accessible: service.is_externally_accessible::<F>(port),
+    }
+}
+
+fn slots(set: &[BackendId]) -> u32 {
+    u32::try_from(set.len()).unwrap_or(u32::MAX)
+}
+
+/// Sorts what the maps of one family hold by service port.
+fn restore_family<F: RecordFamily>(ports: &mut BTreeMap<ServicePortId, PortRecord>, have: &MapState) {
+    for (key, value) in &F::of(have).frontends {
+        let record = ports.entry(value.service_port).or_default();
+        F::record_mut(record).frontends.insert(*key, *value);
+        let runs = [value.internal, value.external].into_iter().filter(|run| run.count > 0);
+        let runs: BTreeSet<_> = runs.chain(record.runs.iter().copied()).collect();
+        record.runs = runs.into_iter().collect();
+    }
+    let mut ranges: BTreeMap<ServicePortId, Vec<SourceRangeKey<F>>> = BTreeMap::new();
+    for key in F::of(have).source_ranges.keys() {
+        ranges.entry(key.service_port).or_default().push(*key);
+    }
+    for (id, ranges) in ranges {
+        F::record_mut(ports.entry(id).or_default()).source_ranges = ranges.into();
+    }
+}
+
+impl PortRecord {
+    /// The service port's members.
+    pub fn members(&self) -> &[Membership] {
+        &self.members
+    }
+
+    /// Which port of its Service it is.
+    pub fn port(&self) -> Option<&PortName> {
+        self.owner.as_ref().map(|owner| &owner.port)
+    }
+
+    /// What it claims in family `F`, whether it gets it or not.
+    pub fn frontends<F: RecordFamily>(&self) -> &BTreeMap<FrontendKey<F>, FrontendValue> {
+        &F::record(self).frontends
+    }
+}

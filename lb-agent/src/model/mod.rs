@@ -1,0 +1,274 @@
+//! What the cluster says, in the smallest form that answers "which backends does this Service have?".
+//!
+//! The reconciler feeds it every [`Change`]; it answers which services that made dirty. Objects as the API has them
+//! are never kept: 100,000 backends fit into a few megabytes. A change that alters nothing here (labels,
+//! annotations, a resync) makes nothing dirty (spec 8.22).
+
+pub mod backend;
+pub mod node;
+pub mod service;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    sync::Arc,
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    convert::{self, Converted, Rules},
+    model::{
+        backend::{Origin, Slice},
+        node::Node,
+        service::{Service, ServiceName},
+    },
+    source::{Change, Kind, ObjectRef, Refusal},
+};
+
+/// What must be recomputed after a change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Dirty {
+    /// These services; may be none.
+    Services(Vec<ServiceName>),
+    /// Every service.
+    All,
+}
+
+impl Dirty {
+    const NOTHING: Self = Self::Services(Vec::new());
+}
+
+/// A Service with the slices that name it. Either may come first, and a slice may outlive its Service (spec 1.34).
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Box<Service>>,
+    slices: BTreeMap<SliceName, Slice>,
+}
+
+/// A slice's name within its namespace; an EndpointSlice and an Endpoints object of one name are two.
+type SliceName = (Origin, Arc<str>);
+
+/// Everything known about the cluster.
+#[derive(Debug, Default)]
+pub struct Model {
+    services: HashMap<ServiceName, Entry>,
+    /// (namespace, origin, name) of a slice → the name of the service it belongs to, so that a slice moves when its
+    /// label does (spec 1.32).
+    slice_owners: HashMap<(Arc<str>, SliceName), Arc<str>>,
+    node: Node,
+    service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
+    refusals: BTreeMap<ObjectRef, Vec<Refusal>>,
+    unreadable: BTreeMap<String, Vec<Refusal>>,
+    new_refusals: Vec<Refusal>,
+    synced: BTreeSet<Kind>,
+    names: Names,
+}
+
+impl Model {
+    /// Knows nothing but the name of its node.
+    pub fn new(node_name: Arc<str>) -> Self {
+        Self { node: Node { name: node_name, zone: None }, ..Self::default() }
+    }
+
+    /// Takes in one change and says what it made dirty.
+    pub fn apply(&mut self, change: Change, rules: &Rules) -> Dirty {
+        match change {
+            Change::Applied(object) => {
+                let id = object.object_ref();
+                let (converted, refusals) = convert::convert(&object, rules);
+                replace_refusals(&mut self.refusals, id.clone(), refusals, &mut self.new_refusals);
+                self.set(&id, converted)
+            }
+            Change::Deleted(id) => {
+                self.refusals.remove(&id);
+                self.delete(&id)
+            }
+            Change::Synced(kind) => {
+                self.synced.insert(kind);
+                Dirty::NOTHING
+            }
+            Change::Unreadable { origin, refusals } => {
+                replace_refusals(&mut self.unreadable, origin, refusals, &mut self.new_refusals);
+                Dirty::NOTHING
+            }
+        }
+    }
+
+    /// True once Services and EndpointSlices were both delivered; nothing may be written before (spec 8.11).
+    pub fn is_synced(&self) -> bool {
+        self.synced.contains(&Kind::Service) && self.synced.contains(&Kind::EndpointSlice)
+    }
+
+    /// The Service of this name, unless it is not there or not proxied.
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        self.services.get(name)?.service.as_deref()
+    }
+
+    /// Every proxied Service.
+    pub fn services(&self) -> impl Iterator<Item = (&ServiceName, &Service)> {
+        self.services.iter().filter_map(|(name, entry)| Some((name, entry.service.as_deref()?)))
+    }
+
+    /// The slices that count for a service, by name: its EndpointSlices, or without any its Endpoints object.
+    pub fn slices(&self, name: &ServiceName) -> impl Iterator<Item = &Slice> {
+        let slices = self.services.get(name).map(|entry| &entry.slices);
+        let origin = slices.and_then(|slices| slices.keys().next()).map(|(origin, _)| *origin);
+        slices.into_iter().flatten().filter(move |((of, _), _)| Some(*of) == origin).map(|(_, slice)| slice)
+    }
+
+    /// What is known about this node.
+    pub fn node(&self) -> &Node {
+        &self.node
+    }
+
+    /// The networks ClusterIPs are taken from, of every ServiceCIDR object (spec 5.12).
+    pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
+        self.service_cidrs.values().flatten().copied().collect()
+    }
+
+    /// Everything that was refused, by object.
+    pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
+        self.refusals.values().chain(self.unreadable.values()).flatten()
+    }
+
+    /// What was refused since this was last asked, each fault once however often its object comes again.
+    pub fn take_new_refusals(&mut self) -> Vec<Refusal> {
+        std::mem::take(&mut self.new_refusals)
+    }
+
+    fn set(&mut self, id: &ObjectRef, converted: Converted) -> Dirty {
+        match converted {
+            Converted::Service(service) => self.set_service(id, Some(Box::new(service))),
+            Converted::Slice(slice) => self.set_slice(id, slice),
+            Converted::Node(node) => self.set_node(node),
+            Converted::ServiceCidr(cidrs) => {
+                self.service_cidrs.insert(id.name.as_str().into(), cidrs);
+                Dirty::NOTHING
+            }
+            Converted::NotProxied => self.delete(id),
+        }
+    }
+
+    fn delete(&mut self, id: &ObjectRef) -> Dirty {
+        match id.kind {
+            Kind::Service => self.set_service(id, None),
+            Kind::EndpointSlice | Kind::Endpoints => self.delete_slice(id),
+            // The zone outlives the Node object (spec 9.6).
+            Kind::Node => Dirty::NOTHING,
+            Kind::ServiceCidr => {
+                self.service_cidrs.remove(id.name.as_str());
+                Dirty::NOTHING
+            }
+        }
+    }
+
+    fn set_service(&mut self, id: &ObjectRef, service: Option<Box<Service>>) -> Dirty {
+        let name =
+            ServiceName { namespace: self.names.share(&id.namespace), name: self.names.share(&id.name) };
+        if service.is_none() && !self.services.contains_key(&name) {
+            return Dirty::NOTHING;
+        }
+        let entry = self.services.entry(name.clone()).or_default();
+        if entry.service == service {
+            return Dirty::NOTHING;
+        }
+        entry.service = service;
+        self.forget_if_empty(&name);
+        Dirty::Services(vec![name])
+    }
+
+    fn set_slice(&mut self, id: &ObjectRef, mut slice: Slice) -> Dirty {
+        slice.share_names(&mut self.names);
+        let owner = ServiceName { namespace: self.names.share(&id.namespace), name: slice.service.clone() };
+        let name = (origin(id.kind), self.names.share(&id.name));
+        let former = self.slice_owners.insert((owner.namespace.clone(), name.clone()), owner.name.clone());
+        let mut dirty = Vec::new();
+        if let Some(former) = former.filter(|former| *former != owner.name) {
+            dirty.extend(self.take_slice(ServiceName { name: former, ..owner.clone() }, &name));
+        }
+        let entry = self.services.entry(owner.clone()).or_default();
+        if entry.slices.get(&name) != Some(&slice) {
+            entry.slices.insert(name, slice);
+            dirty.push(owner);
+        }
+        Dirty::Services(dirty)
+    }
+
+    fn delete_slice(&mut self, id: &ObjectRef) -> Dirty {
+        let namespace: Arc<str> = id.namespace.as_str().into();
+        let name = (origin(id.kind), Arc::from(id.name.as_str()));
+        match self.slice_owners.remove(&(namespace.clone(), name.clone())) {
+            Some(owner) => Dirty::Services(
+                self.take_slice(ServiceName { namespace, name: owner }, &name).into_iter().collect(),
+            ),
+            None => Dirty::NOTHING,
+        }
+    }
+
+    /// Takes a slice away from the service it belonged to, which is dirty then.
+    fn take_slice(&mut self, owner: ServiceName, name: &SliceName) -> Option<ServiceName> {
+        let removed = self.services.get_mut(&owner)?.slices.remove(name);
+        self.forget_if_empty(&owner);
+        removed.map(|_| owner)
+    }
+
+    fn forget_if_empty(&mut self, name: &ServiceName) {
+        if self.services.get(name).is_some_and(|entry| entry.service.is_none() && entry.slices.is_empty()) {
+            self.services.remove(name);
+        }
+    }
+
+    fn set_node(&mut self, node: Node) -> Dirty {
+        if self.node == node {
+            return Dirty::NOTHING;
+        }
+        self.node = node;
+        Dirty::All
+    }
+}
+
+/// Keeps `refusals` as all that is refused under `key`, and adds those that were not before to `news`.
+fn replace_refusals<K: Ord>(
+    known: &mut BTreeMap<K, Vec<Refusal>>,
+    key: K,
+    refusals: Vec<Refusal>,
+    news: &mut Vec<Refusal>,
+) {
+    let former = known.remove(&key).unwrap_or_default();
+    news.extend(refusals.iter().filter(|refusal| !former.contains(refusal)).cloned());
+    if !refusals.is_empty() {
+        known.insert(key, refusals);
+    }
+}
+
+fn origin(kind: Kind) -> Origin {
+    match kind {
+        Kind::Endpoints => Origin::Endpoints,
+        _ => Origin::EndpointSlice,
+    }
+}
+
+/// One copy of each name that many objects carry: namespaces, nodes, zones, port names.
+#[derive(Debug, Default)]
+pub struct Names {
+    known: HashSet<Arc<str>>,
+    purge_at: usize,
+}
+
+impl Names {
+    const PURGE_MIN: usize = 1024;
+
+    /// The shared copy of `name`. Names nobody holds any more are dropped whenever their number has doubled.
+    pub fn share(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.known.get(name) {
+            return known.clone();
+        }
+        if self.known.len() >= self.purge_at.max(Self::PURGE_MIN) {
+            self.known.retain(|known| Arc::strong_count(known) > 1);
+            self.purge_at = 2 * self.known.len();
+        }
+        let name: Arc<str> = name.into();
+        self.known.insert(name.clone());
+        name
+    }
+}

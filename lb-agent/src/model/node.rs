@@ -1,0 +1,25 @@
+//! This node: its name, its zone, its addresses.
+
+use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+
+use crate::model::backend::Host;
+
+/// What decides which backends are local and which hints mean this node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Node {
+    /// Own name, lower case (spec 2.3); empty: unknown, nothing is local.
+    pub name: Arc<str>,
+    /// Label `topology.kubernetes.io/zone` of the own Node object; `None` matches no hint (spec 2.18).
+    pub zone: Option<Arc<str>>,
+}
+
+impl Node {
+    /// True if `host` is on this node (spec 2.2).
+    pub fn runs(&self, host: &Host) -> bool {
+        !self.name.is_empty() && host.node.as_ref() == Some(&self.name)
+    }
+}
+
+/// The addresses of this node that NodePorts listen on: already filtered, without loopback addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeAddresses(pub BTreeSet<IpAddr>);

@@ -1,0 +1,283 @@
+//! The loop that keeps the maps as the cluster wants them.
+//!
+//! [`Reconciler`] is the loop's body, without time or I/O but for the maps: changes go in, [`Reconciler::sync`] writes
+//! what is dirty. [`run`](run::run) is the loop itself. What must stay true: nothing is written before Services and
+//! EndpointSlices have both been delivered (spec 8.11); what could not be written stays wanted until it is; `have`
+//! holds confirmed writes only.
+
+mod listing;
+pub mod run;
+
+use std::{
+    collections::BTreeSet,
+    hash::{BuildHasher, RandomState},
+    time::{Duration, Instant},
+};
+
+use ipnet::IpNet;
+
+use crate::{
+    convert::Rules,
+    desired::{Desired, Exhausted, Surroundings, Target},
+    diff::{Delta, apply},
+    maps::{MapError, MapState, Maps},
+    model::{Dirty, Model, node::NodeAddresses, service::ServiceName},
+    report::SyncReport,
+    source::{Change, Refusal},
+};
+
+/// Settings.
+#[derive(Clone, Debug, Default)]
+pub struct ReconcileConfig {
+    /// Name of this node; spaces around it and upper case do not count (spec 2.3).
+    pub node_name: String,
+    /// Where externalIPs may lie; empty: anywhere.
+    pub external_ip_cidrs: Vec<IpNet>,
+    /// The first id to give out; `None`: a random one.
+    pub first_id: Option<u32>,
+}
+
+/// What a sync did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SyncOutcome {
+    /// Nothing: the sources have not delivered everything yet.
+    Waiting,
+    /// The maps hold what is wanted.
+    Done {
+        /// Services recomputed.
+        services: usize,
+        /// Writes made.
+        writes: usize,
+    },
+}
+
+/// A sync that left something undone. It stays wanted: sync again.
+#[derive(Debug, thiserror::Error)]
+#[error("{count} faults, the first: {first}")]
+pub struct SyncError {
+    /// How many.
+    pub count: usize,
+    /// The first.
+    pub first: Fault,
+}
+
+/// One thing that went wrong in a sync.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// A map could not be written.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// A service needs more than there is.
+    #[error(transparent)]
+    Exhausted(#[from] Exhausted),
+}
+
+/// The control plane of one node.
+#[derive(Debug)]
+pub struct Reconciler<M> {
+    maps: M,
+    rules: Rules,
+    model: Model,
+    addresses: NodeAddresses,
+    desired: Desired,
+    /// What the maps hold: the dump at the start and every confirmed write since.
+    have: MapState,
+    /// How it is wanted otherwise.
+    delta: Delta,
+    dirty: BTreeSet<ServiceName>,
+    all_dirty: bool,
+    /// False until the first sync has computed everything.
+    has_computed: bool,
+    stats: Stats,
+}
+
+#[derive(Debug, Default)]
+struct Stats {
+    is_synced: bool,
+    syncs: u64,
+    failures: u64,
+    last_error: Option<String>,
+    last_duration: Duration,
+    repairs: u64,
+}
+
+impl<M: Maps> Reconciler<M> {
+    /// Reads the maps back, ids included. Nothing is written.
+    pub fn new(mut maps: M, config: ReconcileConfig) -> Result<Self, MapError> {
+        let have = maps.dump()?;
+        let first_id = config.first_id.unwrap_or_else(random);
+        let node_name = config.node_name.trim().to_lowercase();
+        let rules =
+            Rules { node_name: node_name.as_str().into(), external_ip_cidrs: config.external_ip_cidrs };
+        Ok(Self {
+            desired: Desired::restore(&have, maps.capacity(), first_id),
+            model: Model::new(rules.node_name.clone()),
+            maps,
+            rules,
+            addresses: NodeAddresses::default(),
+            have,
+            delta: Delta::default(),
+            dirty: BTreeSet::new(),
+            all_dirty: true,
+            has_computed: false,
+            stats: Stats::default(),
+        })
+    }
+
+    /// Takes in one change. Nothing is written.
+    pub fn apply_change(&mut self, change: Change) {
+        match self.model.apply(change, &self.rules) {
+            Dirty::Services(names) => self.dirty.extend(names),
+            Dirty::All => self.all_dirty = true,
+        }
+        for refusal in self.model.take_new_refusals() {
+            tracing::warn!(object = refusal.object, field = refusal.field, "refused: {}", refusal.reason);
+        }
+    }
+
+    /// Takes in the addresses of this node. Nothing is written.
+    pub fn set_node_addresses(&mut self, addresses: NodeAddresses) {
+        if self.addresses != addresses {
+            let concerned = self.model.services().filter(|(_, service)| service.depends_on_node_addresses());
+            self.dirty.extend(concerned.map(|(name, _)| name.clone()));
+            self.addresses = addresses;
+        }
+    }
+
+    /// True if [`sync`](Self::sync) has something to do.
+    pub fn needs_sync(&self) -> bool {
+        self.model.is_synced() && (self.all_dirty || !self.dirty.is_empty() || !self.delta.is_empty())
+    }
+
+    /// Computes what is dirty and writes what differs. After an error everything that could safely be written has
+    /// been; call again for the rest.
+    pub fn sync(&mut self) -> Result<SyncOutcome, SyncError> {
+        if !self.model.is_synced() {
+            return Ok(SyncOutcome::Waiting);
+        }
+        let started = Instant::now();
+        self.reclaim();
+        let (services, exhausted) = self.compute();
+        let plan = self.delta.plan(&self.have);
+        let failed = apply(&mut self.maps, &mut self.have, &mut self.delta, &plan);
+        let mut faults = exhausted.into_iter().map(Fault::from).chain(failed.into_iter().map(Fault::from));
+        match faults.next() {
+            Some(first) => {
+                let error = SyncError { count: 1 + faults.count(), first };
+                self.stats.failures += 1;
+                self.stats.last_error = Some(error.to_string());
+                Err(error)
+            }
+            None => {
+                self.stats.is_synced = true;
+                self.stats.syncs += 1;
+                self.stats.last_error = None;
+                self.stats.last_duration = started.elapsed();
+                Ok(SyncOutcome::Done { services, writes: plan.len() })
+            }
+        }
+    }
+
+    /// Gives ids and slots free that the maps know no more.
+    fn reclaim(&mut self) {
+        for run in self.desired.reclaim(&self.delta.pending(&self.have)) {
+            for index in run.base..run.base.saturating_add(run.count) {
+                self.have.slots.remove(&index);
+            }
+        }
+    }
+
+    /// Recomputes the dirty services. Returns how many, and what could not be had; those services stay dirty.
+    fn compute(&mut self) -> (usize, Vec<Exhausted>) {
+        let around = Surroundings {
+            model: &self.model,
+            addresses: &self.addresses,
+            is_first_sync: !self.has_computed,
+        };
+        let mut target = Target { have: &self.have, delta: &mut self.delta };
+        if !self.has_computed {
+            self.desired.adopt(around, &self.have);
+        }
+        let mut names = std::mem::take(&mut self.dirty);
+        if std::mem::take(&mut self.all_dirty) {
+            names.extend(self.model.services().map(|(name, _)| name.clone()));
+        }
+        let mut exhausted = Vec::new();
+        let services = names.len();
+        for name in names {
+            if let Err(error) = self.desired.update(&name, around, &mut target) {
+                exhausted.push(error);
+                self.dirty.insert(name);
+            }
+        }
+        if !self.has_computed {
+            self.desired.remove_strays(&mut target);
+            self.has_computed = true;
+        }
+        (services, exhausted)
+    }
+
+    /// Reads the maps and compares them with what was written. Returns whether they differed; the next sync then
+    /// repairs them.
+    pub fn verify(&mut self) -> Result<bool, MapError> {
+        let found = self.maps.dump()?;
+        let mut written = self.have.clone();
+        written.forget_dead_slots();
+        let differs = found != written;
+        if differs {
+            self.stats.repairs += 1;
+            self.delta = Delta::between(&found, &self.delta.wanted_state(&self.have));
+            self.have = found;
+        }
+        Ok(differs)
+    }
+
+    /// The state of the control plane.
+    pub fn report(&self) -> SyncReport {
+        SyncReport {
+            synced: self.stats.is_synced,
+            services: self.model.services().count(),
+            service_ports: self.desired.port_count(),
+            frontends: self.have.v4.frontends.len() + self.have.v6.frontends.len(),
+            backends: self.have.v4.backends.len() + self.have.v6.backends.len(),
+            dirty: self.dirty.len() + self.delta.pending(&self.have).service_ports.len(),
+            syncs: self.stats.syncs,
+            failures: self.stats.failures,
+            last_error: self.stats.last_error.clone(),
+            last_sync_us: u64::try_from(self.stats.last_duration.as_micros()).unwrap_or(u64::MAX),
+            repairs: self.stats.repairs,
+            refusals: self.refusals(),
+        }
+    }
+
+    /// What was refused: bad values, and frontends that another Service has.
+    pub fn refusals(&self) -> Vec<Refusal> {
+        self.model.refusals().cloned().chain(self.desired.refusals()).collect()
+    }
+
+    /// What is known about the cluster.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// The maps it writes.
+    pub fn maps(&self) -> &M {
+        &self.maps
+    }
+
+    /// The maps it writes, to disturb them.
+    pub fn maps_mut(&mut self) -> &mut M {
+        &mut self.maps
+    }
+
+    /// Ends the work and hands the maps back, as they are.
+    pub fn into_maps(self) -> M {
+        self.maps
+    }
+}
+
+/// Any number: where ids start, so that an agent without memory does not repeat what its predecessor gave out.
+fn random() -> u32 {
+    let hash = RandomState::new().hash_one(());
+    (hash ^ (hash >> 32)) as u32
+}

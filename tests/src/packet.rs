@@ -1,0 +1,355 @@
+//! Packets in and out: built and decoded by `etherparse`, so that tests compare meanings and recomputed checksums,
+//! not magic bytes.
+
+use std::net::IpAddr;
+
+use etherparse::{
+    Icmpv4Header, IpNumber, Ipv4Header, Ipv6FlowLabel, Ipv6Header, NetSlice, PacketBuilder, SlicedPacket,
+    TcpHeader, TransportSlice, UdpHeader,
+};
+use lb_common::{
+    family::{Address as _, Be16, Family, Protocol},
+    flow::{FlowKey, Tuple},
+};
+
+/// Link-layer address of the near end.
+pub const NEAR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// Link-layer address of the far end.
+pub const FAR_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+
+/// TCP flags as a test names them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tcp {
+    /// SYN.
+    pub syn: bool,
+    /// ACK.
+    pub ack: bool,
+    /// FIN.
+    pub fin: bool,
+    /// RST.
+    pub rst: bool,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgment number.
+    pub ack_number: u32,
+}
+
+/// A SYN.
+pub const SYN: Tcp = Tcp { syn: true, ack: false, fin: false, rst: false, seq: 1000, ack_number: 0 };
+/// A SYN with ACK.
+pub const SYN_ACK: Tcp = Tcp { syn: true, ack: true, fin: false, rst: false, seq: 5000, ack_number: 1001 };
+/// An ACK.
+pub const ACK: Tcp = Tcp { syn: false, ack: true, fin: false, rst: false, seq: 1001, ack_number: 5001 };
+/// A FIN.
+pub const FIN: Tcp = Tcp { syn: false, ack: true, fin: true, rst: false, seq: 1001, ack_number: 5001 };
+/// A RST.
+pub const RST: Tcp = Tcp { syn: false, ack: false, fin: false, rst: true, seq: 1001, ack_number: 0 };
+
+/// What rides on IP.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Transport {
+    /// A TCP segment.
+    Tcp(Tcp),
+    /// A UDP datagram.
+    Udp,
+}
+
+/// A packet as a test states it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Packet {
+    /// Source.
+    pub src: (IpAddr, u16),
+    /// Destination.
+    pub dst: (IpAddr, u16),
+    /// Transport.
+    pub transport: Transport,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Payload.
+    pub payload: Vec<u8>,
+}
+
+/// `family` address and port in the tuple's own types.
+pub fn flow<F: Family>(src: (IpAddr, u16), dst: (IpAddr, u16), protocol: Protocol) -> FlowKey<F> {
+    let addr = |ip| F::Addr::from_ip(ip).expect("an address of the family");
+    let tuple =
+        Tuple { src: addr(src.0), dst: addr(dst.0), src_port: Be16::new(src.1), dst_port: Be16::new(dst.1) };
+    FlowKey::new(tuple, protocol)
+}
+
+impl Packet {
+    /// A TCP packet without payload, TTL 64.
+    pub fn tcp(src: (IpAddr, u16), dst: (IpAddr, u16), tcp: Tcp) -> Self {
+        Self { src, dst, transport: Transport::Tcp(tcp), ttl: 64, payload: Vec::new() }
+    }
+
+    /// A UDP packet, TTL 64.
+    pub fn udp(src: (IpAddr, u16), dst: (IpAddr, u16), payload: &[u8]) -> Self {
+        Self { src, dst, transport: Transport::Udp, ttl: 64, payload: payload.to_vec() }
+    }
+
+    /// The same packet with `payload`.
+    #[must_use]
+    pub fn with_payload(mut self, payload: &[u8]) -> Self {
+        self.payload = payload.to_vec();
+        self
+    }
+
+    /// The same packet with `ttl`.
+    #[must_use]
+    pub fn with_ttl(mut self, ttl: u8) -> Self {
+        self.ttl = ttl;
+        self
+    }
+
+    /// Its protocol.
+    pub fn protocol(&self) -> Protocol {
+        match self.transport {
+            Transport::Tcp(_) => Protocol::TCP,
+            Transport::Udp => Protocol::UDP,
+        }
+    }
+
+    /// Its flow.
+    pub fn flow<F: Family>(&self) -> FlowKey<F> {
+        flow(self.src, self.dst, self.protocol())
+    }
+
+    /// The bytes on an Ethernet.
+    pub fn bytes(&self) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(FAR_MAC, NEAR_MAC);
+        let builder = match (self.src.0, self.dst.0) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => builder.ipv4(src.octets(), dst.octets(), self.ttl),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => builder.ipv6(src.octets(), dst.octets(), self.ttl),
+            _ => panic!("addresses of two families"),
+        };
+        let mut bytes = Vec::new();
+        match &self.transport {
+            Transport::Udp => builder.udp(self.src.1, self.dst.1).write(&mut bytes, &self.payload),
+            Transport::Tcp(tcp) => {
+                let mut header = TcpHeader::new(self.src.1, self.dst.1, tcp.seq, 4096);
+                (header.syn, header.ack, header.fin, header.rst) = (tcp.syn, tcp.ack, tcp.fin, tcp.rst);
+                header.acknowledgment_number = tcp.ack_number;
+                builder.tcp_header(header).write(&mut bytes, &self.payload)
+            }
+        }
+        .expect("write to memory");
+        bytes
+    }
+
+    /// Decodes Ethernet bytes and checks every checksum against one computed anew.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let sliced = SlicedPacket::from_ethernet(bytes).expect("a packet");
+        let (src, dst, ttl) = addresses(&sliced);
+        match sliced.transport.as_ref().expect("TCP or UDP") {
+            TransportSlice::Tcp(slice) => {
+                let header = slice.to_header();
+                assert_eq!(header.checksum, tcp_checksum(src, dst, &header, slice.payload()), "TCP checksum");
+                let tcp = Tcp {
+                    syn: header.syn,
+                    ack: header.ack,
+                    fin: header.fin,
+                    rst: header.rst,
+                    seq: header.sequence_number,
+                    ack_number: header.acknowledgment_number,
+                };
+                Self {
+                    src: (src, header.source_port),
+                    dst: (dst, header.destination_port),
+                    transport: Transport::Tcp(tcp),
+                    ttl,
+                    payload: slice.payload().to_vec(),
+                }
+            }
+            TransportSlice::Udp(slice) => {
+                let header = slice.to_header();
+                if header.checksum != 0 {
+                    assert_eq!(
+                        header.checksum,
+                        udp_checksum(src, dst, &header, slice.payload()),
+                        "UDP checksum"
+                    );
+                }
+                Self {
+                    src: (src, header.source_port),
+                    dst: (dst, header.destination_port),
+                    transport: Transport::Udp,
+                    ttl,
+                    payload: slice.payload().to_vec(),
+                }
+            }
+            other => panic!("neither TCP nor UDP: {other:?}"),
+        }
+    }
+}
+
+/// Addresses and TTL; checks the IPv4 header checksum.
+fn addresses(sliced: &SlicedPacket<'_>) -> (IpAddr, IpAddr, u8) {
+    match sliced.net.as_ref().expect("IP") {
+        NetSlice::Ipv4(ip) => {
+            let header = ip.header().to_header();
+            assert_eq!(header.header_checksum, header.calc_header_checksum(), "IPv4 header checksum");
+            (ip.header().source_addr().into(), ip.header().destination_addr().into(), header.time_to_live)
+        }
+        NetSlice::Ipv6(ip) => {
+            let header = ip.header();
+            (header.source_addr().into(), header.destination_addr().into(), header.hop_limit())
+        }
+        other => panic!("not IP: {other:?}"),
+    }
+}
+
+fn tcp_checksum(src: IpAddr, dst: IpAddr, header: &TcpHeader, payload: &[u8]) -> u16 {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
+        }
+        _ => panic!("addresses of two families"),
+    }
+    .expect("a payload that fits")
+}
+
+fn udp_checksum(src: IpAddr, dst: IpAddr, header: &UdpHeader, payload: &[u8]) -> u16 {
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            header.calc_checksum_ipv4_raw(src.octets(), dst.octets(), payload)
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            header.calc_checksum_ipv6_raw(src.octets(), dst.octets(), payload)
+        }
+        _ => panic!("addresses of two families"),
+    }
+    .expect("a payload that fits")
+}
+
+/// A port unreachable: who says it to whom, and the flow it quotes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreachable {
+    /// Who says it.
+    pub src: IpAddr,
+    /// To whom.
+    pub dst: IpAddr,
+    /// Source of the packet it quotes.
+    pub quoted_src: (IpAddr, u16),
+    /// Destination of the packet it quotes.
+    pub quoted_dst: (IpAddr, u16),
+}
+
+impl Unreachable {
+    /// Decodes an ICMP or ICMPv6 port unreachable and checks its checksum.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let sliced = SlicedPacket::from_ethernet(bytes).expect("a packet");
+        let (src, dst, _) = addresses(&sliced);
+        let quoted = match sliced.transport.as_ref().expect("ICMP") {
+            TransportSlice::Icmpv4(icmp) => {
+                let header: Icmpv4Header = icmp.header();
+                assert_eq!((icmp.type_u8(), icmp.code_u8()), (3, 3), "port unreachable (RFC 792)");
+                assert_eq!(header.checksum, header.icmp_type.calc_checksum(icmp.payload()), "ICMP checksum");
+                icmp.payload()
+            }
+            TransportSlice::Icmpv6(icmp) => {
+                assert_eq!((icmp.type_u8(), icmp.code_u8()), (1, 4), "port unreachable (RFC 4443)");
+                let (IpAddr::V6(from), IpAddr::V6(to)) = (src, dst) else { panic!("ICMPv6 over IPv4") };
+                assert!(icmp.is_checksum_valid(from.octets(), to.octets()), "ICMPv6 checksum");
+                icmp.payload()
+            }
+            other => panic!("not ICMP: {other:?}"),
+        };
+        let (src_port, dst_port) = quoted_ports(quoted);
+        let (quoted_src, quoted_dst) = quoted_addresses(quoted);
+        Self { src, dst, quoted_src: (quoted_src, src_port), quoted_dst: (quoted_dst, dst_port) }
+    }
+}
+
+fn quoted_addresses(quoted: &[u8]) -> (IpAddr, IpAddr) {
+    if quoted[0] >> 4 == 4 {
+        let (header, _) = Ipv4Header::from_slice(quoted).expect("a quoted header");
+        (header.source.into(), header.destination.into())
+    } else {
+        let (header, _) = Ipv6Header::from_slice(quoted).expect("a quoted header");
+        (header.source.into(), header.destination.into())
+    }
+}
+
+fn quoted_ports(quoted: &[u8]) -> (u16, u16) {
+    let at = if quoted[0] >> 4 == 4 { usize::from(quoted[0] & 15) * 4 } else { 40 };
+    let port = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
+    (port(at), port(at + 2))
+}
+
+/// `bytes` behind one VLAN tag.
+pub fn tagged(bytes: &[u8]) -> Vec<u8> {
+    let mut tagged = bytes[..12].to_vec();
+    tagged.extend([0x81, 0x00, 0x00, 0x2a]);
+    tagged.extend(&bytes[12..]);
+    tagged
+}
+
+/// An IPv4 packet with four bytes of options (no-operation), checksums right.
+pub fn with_ipv4_options(bytes: &[u8]) -> Vec<u8> {
+    let (mut header, rest) = Ipv4Header::from_slice(&bytes[14..]).expect("IPv4");
+    header.options = [1, 1, 1, 1].into();
+    header.total_len += 4;
+    header.header_checksum = header.calc_header_checksum();
+    let mut packet = bytes[..14].to_vec();
+    header.write(&mut packet).expect("write to memory");
+    packet.extend(rest);
+    packet
+}
+
+/// An IPv6 packet with a destination options header before its transport header.
+pub fn with_ipv6_extension(bytes: &[u8]) -> Vec<u8> {
+    let (mut header, rest) = Ipv6Header::from_slice(&bytes[14..]).expect("IPv6");
+    let next = header.next_header;
+    header.next_header = IpNumber::IPV6_DESTINATION_OPTIONS;
+    header.payload_length += 8;
+    header.flow_label = Ipv6FlowLabel::ZERO;
+    let mut packet = bytes[..14].to_vec();
+    header.write(&mut packet).expect("write to memory");
+    packet.extend([next.0, 0, 1, 4, 0, 0, 0, 0]);
+    packet.extend(rest);
+    packet
+}
+
+/// Splits an IPv4 or IPv6 packet into two fragments, the first with `first` bytes of payload (a multiple of 8).
+pub fn fragments(bytes: &[u8], first: usize) -> [Vec<u8>; 2] {
+    if bytes[14] >> 4 == 4 { fragments4(bytes, first) } else { fragments6(bytes, first) }
+}
+
+fn fragments4(bytes: &[u8], first: usize) -> [Vec<u8>; 2] {
+    let (header, rest) = Ipv4Header::from_slice(&bytes[14..]).expect("IPv4");
+    let fragment = |offset: usize, more: bool, payload: &[u8]| {
+        let mut header = header.clone();
+        header.identification = 0x1234;
+        header.dont_fragment = false;
+        header.more_fragments = more;
+        header.fragment_offset = (u16::try_from(offset / 8).expect("small")).try_into().expect("small");
+        header.set_payload_len(payload.len()).expect("small");
+        header.header_checksum = header.calc_header_checksum();
+        let mut packet = bytes[..14].to_vec();
+        header.write(&mut packet).expect("write to memory");
+        packet.extend(payload);
+        packet
+    };
+    [fragment(0, true, &rest[..first]), fragment(first, false, &rest[first..])]
+}
+
+fn fragments6(bytes: &[u8], first: usize) -> [Vec<u8>; 2] {
+    let (header, rest) = Ipv6Header::from_slice(&bytes[14..]).expect("IPv6");
+    let fragment = |offset: usize, more: u16, payload: &[u8]| {
+        let mut outer = header.clone();
+        outer.next_header = IpNumber::IPV6_FRAGMENTATION_HEADER;
+        outer.payload_length = u16::try_from(payload.len() + 8).expect("small");
+        let mut packet = bytes[..14].to_vec();
+        outer.write(&mut packet).expect("write to memory");
+        packet.extend([header.next_header.0, 0]);
+        packet.extend((u16::try_from(offset).expect("small") | more).to_be_bytes());
+        packet.extend([0xde, 0xad, 0xbe, 0xef]);
+        packet.extend(payload);
+        packet
+    };
+    [fragment(0, 1, &rest[..first]), fragment(first, 0, &rest[first..])]
+}
