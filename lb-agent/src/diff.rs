@@ -353,7 +353,7 @@ impl Pending {
             let runs = former.iter().flat_map(|former| [former.internal, former.external]);
             self.runs.extend(runs.filter(|run| run.count > 0).map(|run| run.base));
         }
-        self.service_ports.extend(delta.source_ranges.keys().map(|key| key.service_port));
+        self.service_ports.extend(delta.source_ranges.keys().map(|key| key.data.service_port));
         self.backends.extend(delta.backends.keys());
     }
 }
@@ -422,7 +422,7 @@ impl Blocked {
                         .iter()
                         .any(|run| self.slots.range(slots_of(*run)).next().is_some())
             }
-            FamilyWrite::SourceRange(key, None) => self.restricted.contains(&key.service_port),
+            FamilyWrite::SourceRange(key, None) => self.restricted.contains(&key.data.service_port),
             FamilyWrite::Backend(id, None) => self.in_use.contains(id),
             _ => false,
         }
@@ -451,7 +451,7 @@ impl Blocked {
     fn note_family<F: MapFamily>(&mut self, write: &FamilyWrite<F>, have: &MapState) {
         match write {
             FamilyWrite::Backend(id, Some(_)) => drop(self.backends.insert(*id)),
-            FamilyWrite::SourceRange(key, Some(_)) => drop(self.service_ports.insert(key.service_port)),
+            FamilyWrite::SourceRange(key, Some(_)) => drop(self.service_ports.insert(key.data.service_port)),
             FamilyWrite::Frontend(key, value) => {
                 // A frontend that does not exist yet holds on to nothing.
                 let Some(former) = F::of(have).frontends.get(key) else { return };

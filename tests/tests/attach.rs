@@ -2,12 +2,17 @@
 //! test's own. Needs root.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    net::IpAddr,
     os::fd::AsFd as _,
     path::PathBuf,
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
 };
 
 use futures::TryStreamExt as _;
@@ -16,10 +21,15 @@ use lb_agent::datapath::{
     attach::{AttachMode, Attacher, CGROUP_PROGRAMS, Hook, Mechanism},
     bpf::{self, AttachType},
     cleanup::{Cleaned, cleanup},
+    devices::{NodePortAddresses, Patterns},
+    follow::{FollowConfig, Follower},
     load::{self, LoadConfig, LoadError},
     pins::PinsError,
 };
+use lb_agent::model::node::NodeAddresses;
 use lb_common::device::DeviceRole;
+use tokio::sync::Mutex;
+use tokio_util::sync::CancellationToken;
 
 /// A node to attach to: namespaces of the calling thread, which end with it, and a cgroup, which ends with this.
 struct Node {
@@ -283,6 +293,47 @@ fn a_map_of_another_size_is_refused_by_name() {
             "{error}"
         );
     });
+}
+
+#[test]
+fn devices_are_followed_within_a_second() {
+    isolated(|node| {
+        block_on(async {
+            let agent = Arc::new(Mutex::new(node.agent(AttachMode::Auto)));
+            let pins = agent.lock().await.datapath().pins.clone();
+            let config = FollowConfig {
+                patterns: Patterns { workload: vec!["pod*".to_owned()], ..Patterns::default() },
+                nodeport_addresses: NodePortAddresses::All,
+            };
+            let (follower, mut addresses) = Follower::new(config, &pins, Arc::clone(&agent)).await.unwrap();
+            let stop = CancellationToken::new();
+            let running = tokio::spawn(follower.run(stop.clone()));
+
+            let device = add_veth("pod0");
+            within_a_second("attached", async || tcx_programs(device).each_ref().map(Vec::len) == [1, 1])
+                .await;
+            run("ip", &["address", "add", "192.0.2.1/24", "dev", "pod0"]);
+            run("ip", &["link", "set", "pod0", "up"]);
+            let wanted = NodeAddresses(BTreeSet::from([IpAddr::from([192, 0, 2, 1])]));
+            within_a_second("address known", async || *addresses.borrow_and_update() == wanted).await;
+
+            run("ip", &["link", "del", "pod0"]);
+            within_a_second("forgotten", async || agent.lock().await.pinned_devices().is_empty()).await;
+            within_a_second("address gone", async || addresses.borrow_and_update().0.is_empty()).await;
+            assert_eq!(agent.lock().await.attachments().count(), 0);
+            stop.cancel();
+            running.await.unwrap();
+        });
+    });
+}
+
+/// Waits until `condition` holds.
+async fn within_a_second(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let started = std::time::Instant::now();
+    while !condition().await {
+        assert!(started.elapsed() < Duration::from_secs(1), "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[test]

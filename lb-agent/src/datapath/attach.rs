@@ -201,17 +201,28 @@ pub struct Attacher {
     datapath: Datapath,
     mode: AttachMode,
     attachments: BTreeMap<u32, Attachment>,
+    failures: Vec<String>,
 }
 
 impl Attacher {
     /// For the programs of `datapath`.
     pub fn new(datapath: Datapath, mode: AttachMode) -> Self {
-        Self { datapath, mode, attachments: BTreeMap::new() }
+        Self { datapath, mode, attachments: BTreeMap::new(), failures: Vec::new() }
     }
 
     /// The devices attached by this process.
     pub fn attachments(&self) -> impl Iterator<Item = &Attachment> {
         self.attachments.values()
+    }
+
+    /// What could not be attached, and why, as of the last try.
+    pub fn failures(&self) -> &[String] {
+        &self.failures
+    }
+
+    /// Notes what could not be attached.
+    pub fn set_failures(&mut self, failures: Vec<String>) {
+        self.failures = failures;
     }
 
     /// The loaded datapath.

@@ -7,6 +7,8 @@
 pub mod attach;
 pub mod bpf;
 pub mod cleanup;
+pub mod devices;
+pub mod follow;
 pub mod kernel;
 pub mod load;
 pub mod pins;

@@ -80,20 +80,32 @@ pub fn frontends<F: Family>(
 fn cluster_ip_value(origin: Origin<'_>, runs: Runs) -> FrontendValue {
     let is_local = origin.service.internal_policy == Policy::Local;
     let run = if is_local { runs.local } else { runs.cluster };
-    let flags = match is_local && is_silent(runs) {
-        true => FrontendFlags::INTERNAL_DROP.with(FrontendFlags::EXTERNAL_DROP),
-        false => FrontendFlags::default(),
-    };
+    let mut flags = FrontendFlags::default();
+    if is_local {
+        flags = FrontendFlags::INTERNAL_LOCAL.with(FrontendFlags::EXTERNAL_LOCAL);
+    }
+    if is_local && is_silent(runs) {
+        flags = flags.with(FrontendFlags::INTERNAL_DROP).with(FrontendFlags::EXTERNAL_DROP);
+    }
     value(origin, FrontendKind::CLUSTER_IP, flags, (run, run))
 }
 
 /// Any other frontend: clients in the cluster get every backend (the short-circuit of spec 4.40), clients outside
 /// what the external policy allows (spec 2.25).
-fn outside_value(origin: Origin<'_>, runs: Runs, kind: FrontendKind, flags: FrontendFlags) -> FrontendValue {
+fn outside_value(
+    origin: Origin<'_>,
+    runs: Runs,
+    kind: FrontendKind,
+    mut flags: FrontendFlags,
+) -> FrontendValue {
     let is_local = origin.service.external_policy == Policy::Local;
     let external = if is_local { runs.local } else { runs.cluster };
-    let silent = is_local && is_silent(runs);
-    let flags = if silent { flags.with(FrontendFlags::EXTERNAL_DROP) } else { flags };
+    if is_local {
+        flags = flags.with(FrontendFlags::EXTERNAL_LOCAL);
+    }
+    if is_local && is_silent(runs) {
+        flags = flags.with(FrontendFlags::EXTERNAL_DROP);
+    }
     value(origin, kind, flags, (runs.cluster, external))
 }
 

@@ -12,7 +12,7 @@ pub mod runs;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
-    backend::{BackendFlags, MemberKey, MemberValue},
+    backend::{BackendFlags, MemberKey, MemberSets, MemberValue},
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
@@ -182,7 +182,7 @@ impl Desired {
         let mut members: BTreeMap<ServicePortId, Vec<Membership>> = BTreeMap::new();
         for (key, value) in &have.members {
             let is_local = is_local::<V4>(have, key.backend) || is_local::<V6>(have, key.backend);
-            let member = Membership { backend: key.backend, state: value.state, is_local };
+            let member = Membership { backend: key.backend, state: value.state, sets: value.sets, is_local };
             backends.add(&member);
             members.entry(key.service_port).or_default().push(member);
         }
@@ -280,7 +280,12 @@ impl Desired {
         let strays: Vec<_> =
             self.ports.iter().filter(|(_, record)| record.owner.is_none()).map(|(id, _)| *id).collect();
         strays.into_iter().for_each(|id| self.remove_port(id, target));
-        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
+        self.backends.touch_all();
+    }
+
+    /// Wants the backends of all services as they are by now. Last step of a computation.
+    pub fn settle(&mut self, target: &mut Target<'_>) {
+        self.backends.settle(target.have, target.delta);
     }
 
     /// Frees ids and runs that the maps know no more, and returns the runs.
@@ -334,7 +339,8 @@ impl Desired {
         let (draft, (runs4, runs6)) = match placed {
             Ok(placed) => placed,
             Err(error) => {
-                self.give_back(known.is_none().then_some(id), target);
+                // The id was drawn in vain if it is nobody's yet.
+                known.is_none().then(|| self.port_ids.retire(id.0));
                 return Err(error);
             }
         };
@@ -373,16 +379,22 @@ impl Desired {
         let mut ids = Vec::with_capacity(backends.len());
         for backend in &backends {
             // Whoever does not serve at all is no member, is never selected, and needs no id.
-            let Some(state) = backend.host.conditions.state() else {
+            if backend.host.conditions.state().is_none() {
                 ids.push(BackendId::NONE);
                 continue;
-            };
+            }
             let exhausted = || Exhausted::Backends { service: name.clone() };
             let id = self.backends.id(address(backend, port)).ok_or_else(exhausted)?;
-            members.push(Membership { backend: id, state, is_local: backend.is_local });
             ids.push(id);
         }
         let selection = select(&backends, policies::<F>(service, port), around.model.node());
+        let mut sets = vec![MemberSets::default(); ids.len()];
+        selection.cluster.iter().for_each(|&index| sets[index] = sets[index].with(MemberSets::CLUSTER));
+        selection.local.iter().for_each(|&index| sets[index] = sets[index].with(MemberSets::LOCAL));
+        members.extend(backends.iter().zip(&ids).zip(sets).filter_map(|((backend, id), sets)| {
+            let state = backend.host.conditions.state()?;
+            Some(Membership { backend: *id, state, sets, is_local: backend.is_local })
+        }));
         Ok(Sets {
             cluster: selection.cluster.into_iter().map(|index| ids[index]).collect(),
             local: selection.local.into_iter().map(|index| ids[index]).collect(),
@@ -486,8 +498,8 @@ impl Desired {
         }
     }
 
-    /// Wants `members` and nobody else. Connections look again when one has gone or changed its state; one more
-    /// changes nothing for them.
+    /// Wants `members` and nobody else. Connections look again when one has gone or changed its state; one more, or
+    /// one that stands in other sets, changes nothing for them.
     fn set_members(
         &mut self,
         id: ServicePortId,
@@ -509,12 +521,12 @@ impl Desired {
         }
         for member in &added {
             let key = MemberKey { service_port: id, backend: member.backend };
-            target.delta.want_member(target.have, key, Some(MemberValue::new(member.state)));
+            target.delta.want_member(target.have, key, Some(MemberValue::new(member.state, member.sets)));
         }
-        gone.iter()
-            .chain(&added)
-            .for_each(|member| self.backends.want(member.backend, target.have, target.delta));
-        if is_first_sync || !gone.is_empty() {
+        let stays = |member: &Membership| {
+            added.iter().any(|other| (other.backend, other.state) == (member.backend, member.state))
+        };
+        if is_first_sync || gone.iter().any(|member| !stays(member)) {
             target.delta.move_generation(target.have, id);
         }
     }
@@ -527,12 +539,6 @@ impl Desired {
         self.set_members(id, Vec::new(), false, target);
         self.ports.remove(&id);
         self.port_ids.retire(id.0);
-    }
-
-    /// Ids that were drawn in vain go back.
-    fn give_back(&mut self, id: Option<ServicePortId>, target: &mut Target<'_>) {
-        id.into_iter().for_each(|id| self.port_ids.retire(id.0));
-        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
     }
 }
 
@@ -575,7 +581,7 @@ fn restore_family<F: RecordFamily>(ports: &mut BTreeMap<ServicePortId, PortRecor
     }
     let mut ranges: BTreeMap<ServicePortId, Vec<SourceRangeKey<F>>> = BTreeMap::new();
     for key in F::of(have).source_ranges.keys() {
-        ranges.entry(key.service_port).or_default().push(*key);
+        ranges.entry(key.data.service_port).or_default().push(*key);
     }
     for (id, ranges) in ranges {
         F::record_mut(ports.entry(id).or_default()).source_ranges = ranges.into();

@@ -12,23 +12,10 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue},
     id::{BackendId, ServicePortId},
     maps,
-    source_range::{SourceRangeKey, SourceRangeValue},
+    source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
 };
 
 use crate::maps::{Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, family_map_name};
-
-/// A [`SourceRangeKey`] without its prefix length, which aya keeps apart.
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct RangeData<F: Family> {
-    service_port: ServicePortId,
-    addr: F::Addr,
-}
-
-// SAFETY: an integer and a byte array whose sizes are multiples of their alignment, 4: no padding, any bits valid.
-unsafe impl<F: Family> Pod for RangeData<F> {}
-const _: () = assert!(size_of::<RangeData<V4>>() + 4 == size_of::<SourceRangeKey<V4>>());
-const _: () = assert!(size_of::<RangeData<V6>>() + 4 == size_of::<SourceRangeKey<V6>>());
 
 /// [`Maps`] in the kernel.
 pub struct BpfMaps {
@@ -48,7 +35,7 @@ struct Table<M> {
 struct FamilyMaps<F: Family> {
     frontends: Table<HashMap<MapData, FrontendKey<F>, FrontendValue>>,
     backends: Table<HashMap<MapData, BackendId, BackendValue<F>>>,
-    source_ranges: Table<LpmTrie<MapData, RangeData<F>, SourceRangeValue>>,
+    source_ranges: Table<LpmTrie<MapData, SourceRangeData<F>, SourceRangeValue>>,
 }
 
 impl BpfMaps {
@@ -126,6 +113,7 @@ impl Maps for BpfMaps {
 
 impl<F: Family> FamilyMaps<F>
 where
+    SourceRangeData<F>: Pod,
     FrontendKey<F>: Pod,
     BackendValue<F>: Pod,
 {
@@ -176,13 +164,18 @@ where
     }
 }
 
-fn range_key<F: Family>(key: SourceRangeKey<F>) -> Key<RangeData<F>> {
-    Key::new(key.prefix_len, RangeData { service_port: key.service_port, addr: key.addr })
+fn range_key<F: Family>(key: SourceRangeKey<F>) -> Key<SourceRangeData<F>>
+where
+    SourceRangeData<F>: Pod,
+{
+    Key::new(key.prefix_len, key.data)
 }
 
-fn source_range_key<F: Family>(key: Key<RangeData<F>>) -> SourceRangeKey<F> {
-    let RangeData { service_port, addr } = key.data();
-    SourceRangeKey { prefix_len: key.prefix_len(), service_port, addr }
+fn source_range_key<F: Family>(key: Key<SourceRangeData<F>>) -> SourceRangeKey<F>
+where
+    SourceRangeData<F>: Pod,
+{
+    SourceRangeKey { prefix_len: key.prefix_len(), data: key.data() }
 }
 
 impl<M: TryFrom<Map, Error = AyaError>> Table<M> {

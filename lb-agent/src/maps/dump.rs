@@ -19,7 +19,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberValue},
+    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     family::{Address, Be16, Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
@@ -29,8 +29,10 @@ use lb_common::{
 use crate::maps::{FamilyWrite, MapFamily, MapState, Write};
 
 /// Flags with their names; affinity has a field of its own.
-const FLAGS: [(FrontendFlags, &str); 5] = [
+const FLAGS: [(FrontendFlags, &str); 7] = [
     (FrontendFlags::SOURCE_RANGES, "source-ranges"),
+    (FrontendFlags::INTERNAL_LOCAL, "internal-local"),
+    (FrontendFlags::EXTERNAL_LOCAL, "external-local"),
     (FrontendFlags::INTERNAL_DROP, "internal-drop"),
     (FrontendFlags::EXTERNAL_DROP, "external-drop"),
     (FrontendFlags::HOST_ONLY, "host-only"),
@@ -53,6 +55,9 @@ pub struct Frontend<'a, F: Family>(pub &'a FrontendKey<F>, pub &'a FrontendValue
 pub struct Backend<'a, F: Family>(pub BackendId, pub &'a BackendValue<F>);
 /// A line of `SOURCE_RANGES`.
 pub struct SourceRange<'a, F: Family>(pub &'a SourceRangeKey<F>);
+/// The sets of a member, as a line names them.
+const MEMBER_SETS: [(MemberSets, &str); 2] = [(MemberSets::CLUSTER, "cluster"), (MemberSets::LOCAL, "local")];
+
 /// A line of `MEMBERS`.
 pub struct Member<'a>(pub &'a MemberKey, pub &'a MemberValue);
 /// A line of `SLOTS`.
@@ -108,7 +113,7 @@ impl<F: Family> fmt::Display for SourceRange<'_, F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let key = self.0;
         let len = key.prefix_len.saturating_sub(32);
-        write!(f, "SOURCE_RANGE service-port={} {}/{len}", key.service_port.0, key.addr.to_ip())
+        write!(f, "SOURCE_RANGE service-port={} {}/{len}", key.data.service_port.0, key.data.addr.to_ip())
     }
 }
 
@@ -121,7 +126,9 @@ impl fmt::Display for Member<'_> {
             key.service_port.0,
             key.backend.0,
             value.state.name()
-        )
+        )?;
+        let sets = MEMBER_SETS.iter().filter(|(set, _)| value.sets.has(*set));
+        sets.map(|(_, name)| write!(f, " {name}")).collect()
     }
 }
 
@@ -199,11 +206,15 @@ fn parse_line(line: &str) -> Option<Write> {
         "FRONTEND" => parse_frontend(words),
         "BACKEND" => parse_backend(words),
         "MEMBER" => {
-            let [service_port, backend, state] = words else { return None };
+            let [service_port, backend, state, sets @ ..] = words else { return None };
             let (service_port, backend) = (id(service_port)?, BackendId(field(backend, "backend")?));
+            let sets = sets.iter().try_fold(MemberSets::default(), |sets, name| {
+                let (set, _) = MEMBER_SETS.iter().find(|(_, known)| known == name)?;
+                Some(sets.with(*set))
+            })?;
             Some(Write::Member(
                 MemberKey { service_port, backend },
-                Some(MemberValue::new(parse_state(state)?)),
+                Some(MemberValue::new(parse_state(state)?, sets)),
             ))
         }
         "SLOT" => {

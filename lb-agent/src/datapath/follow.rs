@@ -1,0 +1,415 @@
+//! Follows devices and addresses: netlink → [`devices`](super::devices) → maps, attachments, NodePort addresses.
+//! Runs for as long as the agent.
+//!
+//! What must stay true: netlink's messages only say *that* something changed; what is there is read anew, so a lost
+//! message (ENOBUFS) costs nothing but time. The maps are written before a program is attached, because a program
+//! asks them what its device is.
+
+use std::{collections::BTreeMap, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+
+use aya::maps::{HashMap, Map, MapData, MapError};
+use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
+use lb_common::{
+    device::{DeviceValue, NodeAddressKey, NodeAddressValue},
+    family::{Address, Family, V4, V6},
+    maps,
+};
+use rtnetlink::{
+    Handle, MulticastGroup, RouteMessageBuilder,
+    packet_core::{NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        RouteNetlinkMessage,
+        address::{AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope},
+        link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage},
+        route::{RouteAttribute, RouteHeader, RouteMessage, RouteType},
+    },
+    sys::SocketAddr,
+};
+use thiserror::Error;
+use tokio::{
+    sync::{Mutex, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{
+    attach::Attacher,
+    devices::{self, Device, DeviceAddress, NodePortAddresses, NodeState, Patterns},
+    pins::Pins,
+};
+use crate::model::node::NodeAddresses;
+
+/// Messages that come this close together are answered by one reading.
+const SETTLE: Duration = Duration::from_millis(20);
+/// Reading anew without any message.
+const FULL_PERIOD: Duration = Duration::from_secs(60);
+/// From a failure to the next try.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What can go wrong while following.
+#[derive(Debug, Error)]
+pub enum FollowError {
+    /// The netlink socket.
+    #[error("open a netlink socket: {0}")]
+    Socket(#[from] io::Error),
+    /// A dump.
+    #[error("read devices and addresses through netlink: {0}")]
+    Netlink(#[from] rtnetlink::Error),
+    /// A map.
+    #[error("{what}: {source}")]
+    Map {
+        /// What was tried.
+        what: String,
+        /// What the kernel said.
+        source: MapError,
+    },
+}
+
+/// What to follow for.
+#[derive(Clone, Debug)]
+pub struct FollowConfig {
+    /// Roles given by the operator.
+    pub patterns: Patterns,
+    /// Where NodePorts listen.
+    pub nodeport_addresses: NodePortAddresses,
+}
+
+/// Follows devices; see the module.
+pub struct Follower {
+    config: FollowConfig,
+    node_maps: NodeMaps,
+    netlink: Netlink,
+    state: NodeState,
+    attacher: Arc<Mutex<Attacher>>,
+    addresses: watch::Sender<NodeAddresses>,
+    /// Devices that could not be attached, to be tried again.
+    failed: BTreeMap<u32, String>,
+}
+
+impl Follower {
+    /// Reads what is there and writes the maps; attaches nothing yet. Must be called in the node's network namespace.
+    pub async fn new(
+        config: FollowConfig,
+        pins: &Pins,
+        attacher: Arc<Mutex<Attacher>>,
+    ) -> Result<(Self, watch::Receiver<NodeAddresses>), FollowError> {
+        let node_maps = NodeMaps::open(pins.dir())?;
+        let netlink = Netlink::open()?;
+        let (addresses, receiver) = watch::channel(NodeAddresses::default());
+        let mut follower = Self {
+            config,
+            node_maps,
+            netlink,
+            state: NodeState::default(),
+            attacher,
+            addresses,
+            failed: BTreeMap::new(),
+        };
+        follower.refresh().await?;
+        Ok((follower, receiver))
+    }
+
+    /// Attaches what is there, then follows, until `stop`.
+    pub async fn run(mut self, stop: CancellationToken) {
+        self.attach().await;
+        loop {
+            let wait = if self.failed.is_empty() { FULL_PERIOD } else { RETRY };
+            tokio::select! {
+                () = stop.cancelled() => return,
+                alive = timeout(wait, self.netlink.changed()) => {
+                    if alive == Ok(false) {
+                        self.reopen(&stop).await;
+                    }
+                }
+            }
+            match self.refresh().await {
+                Ok(()) => self.attach().await,
+                Err(error) => {
+                    tracing::error!("{error}");
+                    sleep(RETRY).await;
+                }
+            }
+        }
+    }
+
+    async fn reopen(&mut self, stop: &CancellationToken) {
+        while !stop.is_cancelled() {
+            match Netlink::open() {
+                Ok(netlink) => {
+                    self.netlink = netlink;
+                    return;
+                }
+                Err(error) => tracing::error!("open a netlink socket: {error}"),
+            }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Reads everything anew; writes maps and NodePort addresses.
+    async fn refresh(&mut self) -> Result<(), FollowError> {
+        let found = self.netlink.dump().await?;
+        let state = devices::node_state(&found, &self.config.patterns);
+        self.node_maps.write(&state)?;
+        let listen = NodeAddresses(devices::nodeport_addresses(&state, &self.config.nodeport_addresses));
+        self.addresses.send_if_modified(|known| {
+            let differs = *known != listen;
+            if differs {
+                *known = listen;
+            }
+            differs
+        });
+        self.state = state;
+        Ok(())
+    }
+
+    /// Brings the attachments in line with the last reading.
+    async fn attach(&mut self) {
+        let mut attacher = self.attacher.lock().await;
+        let attached: BTreeMap<u32, (String, String)> = attacher
+            .attachments()
+            .map(|attachment| (attachment.ifindex, (attachment.device.clone(), attachment.role.clone())))
+            .collect();
+        for ifindex in attacher.pinned_devices().into_iter().chain(attached.keys().copied()) {
+            if !self.state.devices.contains_key(&ifindex) {
+                match attacher.detach_device(ifindex) {
+                    Ok(()) => tracing::info!(ifindex, "device forgotten"),
+                    Err(error) => tracing::warn!(ifindex, "forget device: {error}"),
+                }
+            }
+        }
+        self.failed.retain(|ifindex, _| self.state.devices.contains_key(ifindex));
+        for (&ifindex, (name, value)) in &self.state.devices {
+            let role = value.role.name();
+            if attached.get(&ifindex) == Some(&(name.clone(), role.to_owned())) {
+                continue;
+            }
+            match attacher.attach_device(ifindex, name, value.role) {
+                Ok(()) => {
+                    self.failed.remove(&ifindex);
+                    tracing::info!(device = name, ifindex, role, "attached");
+                }
+                Err(error) => {
+                    let text = error.to_string();
+                    if self.failed.insert(ifindex, text.clone()).as_ref() != Some(&text) {
+                        tracing::error!(device = name, ifindex, role, "attach: {text}");
+                    }
+                }
+            }
+        }
+        attacher.set_failures(self.failed.values().cloned().collect());
+    }
+}
+
+type Messages = UnboundedReceiver<(NetlinkMessage<RouteNetlinkMessage>, SocketAddr)>;
+
+/// A netlink connection with its subscriptions.
+struct Netlink {
+    handle: Handle,
+    messages: Messages,
+}
+
+impl Netlink {
+    fn open() -> io::Result<Self> {
+        let (connection, handle, messages) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv6Route,
+        ])?;
+        tokio::spawn(connection);
+        Ok(Self { handle, messages })
+    }
+
+    /// Waits for a change that matters, and a little longer for others that come with it. False: the connection is
+    /// gone.
+    async fn changed(&mut self) -> bool {
+        loop {
+            match self.messages.next().await {
+                Some((message, _)) if matters(&message) => break,
+                Some(_) => {}
+                None => return false,
+            }
+        }
+        sleep(SETTLE).await;
+        while self.messages.try_recv().is_ok() {}
+        true
+    }
+
+    /// Every device with its addresses and default routes, in the order of their numbers.
+    async fn dump(&self) -> Result<Vec<Device>, rtnetlink::Error> {
+        let links: Vec<LinkMessage> = self.handle.link().get().execute().try_collect().await?;
+        let addresses: Vec<AddressMessage> = self.handle.address().get().execute().try_collect().await?;
+        let mut routes =
+            self.default_routes(RouteMessageBuilder::<std::net::Ipv4Addr>::new().build()).await?;
+        routes.extend(self.default_routes(RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()).await?);
+        let mut devices: Vec<Device> = links.into_iter().map(device_of).collect();
+        devices.sort_by_key(|device| device.ifindex);
+        for device in &mut devices {
+            device.has_default_route = routes.contains(&device.ifindex);
+            device.addresses = addresses
+                .iter()
+                .filter(|address| address.header.index == device.ifindex)
+                .filter_map(address_of)
+                .collect();
+        }
+        Ok(devices)
+    }
+
+    /// ifindexes of the default routes of one family's main table.
+    async fn default_routes(&self, mut request: RouteMessage) -> Result<Vec<u32>, rtnetlink::Error> {
+        request.header.table = RouteHeader::RT_TABLE_UNSPEC;
+        let mut routes = self.handle.route().get(request).execute();
+        let mut found = Vec::new();
+        while let Some(route) = routes.try_next().await? {
+            if is_default(&route) && route.header.table == RouteHeader::RT_TABLE_MAIN {
+                found.extend(ways(&route));
+            }
+        }
+        Ok(found)
+    }
+}
+
+/// Routes come and go with every pod; only default routes decide anything.
+fn matters(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    match &message.payload {
+        NetlinkPayload::InnerMessage(
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route),
+        ) => is_default(route),
+        _ => true,
+    }
+}
+
+fn is_default(route: &RouteMessage) -> bool {
+    route.header.destination_prefix_length == 0 && route.header.kind == RouteType::Unicast
+}
+
+fn ways(route: &RouteMessage) -> Vec<u32> {
+    let mut found = Vec::new();
+    for attribute in &route.attributes {
+        match attribute {
+            RouteAttribute::Oif(ifindex) => found.push(*ifindex),
+            RouteAttribute::MultiPath(hops) => found.extend(hops.iter().map(|hop| hop.interface_index)),
+            _ => {}
+        }
+    }
+    found
+}
+
+fn device_of(link: LinkMessage) -> Device {
+    let mut device = Device {
+        ifindex: link.header.index,
+        link_type: link.header.link_layer_type.into(),
+        is_loopback: link.header.flags.contains(LinkFlags::Loopback),
+        ..Device::default()
+    };
+    for attribute in link.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => device.name = name,
+            LinkAttribute::LinkNetNsId(_) => device.has_foreign_peer = true,
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(kind) => device.kind = kind.to_string(),
+                        LinkInfo::PortKind(kind) => device.port_of = Some(kind.to_string()),
+                        _ => {}
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    device
+}
+
+/// The address that a message tells of, unless duplicate address detection failed for it. On point-to-point links
+/// `IFA_ADDRESS` is the peer's, so `IFA_LOCAL` goes first.
+fn address_of(message: &AddressMessage) -> Option<DeviceAddress> {
+    let unusable = AddressHeaderFlags::Dadfailed | AddressHeaderFlags::Tentative;
+    if message.header.flags.intersects(unusable) {
+        return None;
+    }
+    let (mut local, mut address, mut deprecated) = (None, None, false);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            AddressAttribute::Flags(flags) => {
+                deprecated = flags.intersects(AddressFlags::Deprecated | AddressFlags::Secondary);
+            }
+            _ => {}
+        }
+    }
+    let is_primary = message.header.scope == AddressScope::Universe && !deprecated;
+    Some(DeviceAddress { ip: local.or(address)?, is_primary })
+}
+
+/// `DEVICES` and `NODE_ADDRESSES`, with what is in them.
+struct NodeMaps {
+    devices: Written<u32, DeviceValue>,
+    addresses4: Written<NodeAddressKey<V4>, NodeAddressValue>,
+    addresses6: Written<NodeAddressKey<V6>, NodeAddressValue>,
+}
+
+impl NodeMaps {
+    fn open(dir: &Path) -> Result<Self, FollowError> {
+        Ok(Self {
+            devices: Written::open(dir, maps::DEVICES.to_owned())?,
+            addresses4: Written::open(dir, format!("{}{}", maps::NODE_ADDRESSES, V4::DIGIT))?,
+            addresses6: Written::open(dir, format!("{}{}", maps::NODE_ADDRESSES, V6::DIGIT))?,
+        })
+    }
+
+    fn write(&mut self, state: &NodeState) -> Result<(), FollowError> {
+        self.devices
+            .become_like(&state.devices.iter().map(|(&ifindex, (_, value))| (ifindex, *value)).collect())?;
+        self.addresses4.become_like(&of_family::<V4>(&state.addresses))?;
+        self.addresses6.become_like(&of_family::<V6>(&state.addresses))
+    }
+}
+
+fn of_family<F: Family>(addresses: &BTreeMap<IpAddr, u32>) -> BTreeMap<NodeAddressKey<F>, NodeAddressValue> {
+    addresses
+        .iter()
+        .filter_map(|(&ip, &ifindex)| {
+            Some((NodeAddressKey { addr: F::Addr::from_ip(ip)? }, NodeAddressValue { ifindex }))
+        })
+        .collect()
+}
+
+/// A hash map and its contents.
+struct Written<K: aya::Pod, V: aya::Pod> {
+    name: String,
+    map: HashMap<MapData, K, V>,
+    have: BTreeMap<K, V>,
+}
+
+impl<K: aya::Pod + Ord, V: aya::Pod + PartialEq> Written<K, V> {
+    fn open(dir: &Path, name: String) -> Result<Self, FollowError> {
+        let error = |source| FollowError::Map { what: format!("open map {name}"), source };
+        let data = MapData::from_pin(dir.join(&name)).map_err(error)?;
+        let map: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(data)).map_err(error)?;
+        let have = map.iter().collect::<Result<_, _>>().map_err(error)?;
+        Ok(Self { name, map, have })
+    }
+
+    /// Writes the differences to `want`, additions first.
+    fn become_like(&mut self, want: &BTreeMap<K, V>) -> Result<(), FollowError> {
+        let error = |source| FollowError::Map { what: format!("write map {}", self.name), source };
+        for (key, value) in want {
+            if self.have.get(key) != Some(value) {
+                self.map.insert(key, value, 0).map_err(error)?;
+                self.have.insert(*key, *value);
+            }
+        }
+        let gone: Vec<K> = self.have.keys().filter(|key| !want.contains_key(*key)).copied().collect();
+        for key in gone {
+            match self.map.remove(&key) {
+                Ok(()) | Err(MapError::KeyNotFound) => {}
+                Err(source) => return Err(error(source)),
+            }
+            self.have.remove(&key);
+        }
+        Ok(())
+    }
+}
