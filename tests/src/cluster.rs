@@ -496,6 +496,6 @@ fn wait_until_serving(spec: &PodSpec, server: &mut Process) -> Result<()> {
 
 /// A manifest of the tests' own copies, by file name.
 pub fn manifest(file: &str) -> Result<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/demo").join(file);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/manifests").join(file);
     std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
 }
