@@ -125,7 +125,8 @@ async fn only_what_changed_in_a_file_is_sent() -> Outcome {
     let text = [service("a", "10.0.0.1"), service("b", "10.0.0.2"), service("c", "10.0.0.3")].join("---\n");
     fs::write(dir.path().join("all.yaml"), &text)?;
     let mut running = Running::synced(dir.path()).await?;
-    let changed = text.replace("10.0.0.2", "10.0.0.9") + "# a comment says nothing\n---\n" + &service("d", "10.0.0.4");
+    let changed =
+        text.replace("10.0.0.2", "10.0.0.9") + "# a comment says nothing\n---\n" + &service("d", "10.0.0.4");
     replace(dir.path(), "all.yaml", &changed)?;
     running.changes.until("d", |changes| changes.has("Service default/d")).await?;
     assert_eq!(running.changes.log, ["+Service default/b", "+Service default/d"]);
@@ -164,7 +165,11 @@ async fn a_broken_document_takes_nothing_away() -> Outcome {
     running.changes.until("a refusal", |changes| !changes.refusals.is_empty()).await?;
     assert_eq!(running.changes.names(), ["Service default/a", "Service default/b"]);
     assert_eq!(cluster_ip(&running.changes, "a"), Some("10.0.0.7"), "the good document counts");
-    assert!(running.refusals()[0].object.ends_with("f.yaml, document 2 (line 5)"), "{:?}", running.refusals());
+    assert!(
+        running.refusals()[0].object.ends_with("f.yaml, document 2 (line 5)"),
+        "{:?}",
+        running.refusals()
+    );
 
     replace(dir.path(), "f.yaml", &service("a", "10.0.0.7"))?;
     running.changes.until("no refusal", |changes| changes.refusals.is_empty()).await?;
@@ -229,7 +234,8 @@ async fn an_object_that_moves_to_another_file_is_not_deleted_in_between() -> Out
 async fn a_label_that_comes_is_a_deletion_and_one_that_goes_an_addition() -> Outcome {
     let dir = TempDir::new()?;
     let plain = service("a", "10.0.0.1");
-    let labelled = plain.replace("{name: a}", "{name: a, labels: {service.kubernetes.io/service-proxy-name: ''}}");
+    let labelled =
+        plain.replace("{name: a}", "{name: a, labels: {service.kubernetes.io/service-proxy-name: ''}}");
     fs::write(dir.path().join("a.yaml"), &plain)?;
     let mut running = Running::synced(dir.path()).await?;
     replace(dir.path(), "a.yaml", &labelled)?;
