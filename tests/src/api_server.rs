@@ -307,7 +307,8 @@ async fn answer(
 
 fn serve(shared: &Arc<Shared>, path: &str, query: &HashMap<String, String>) -> Reply {
     let not_found = || status(404, "NotFound", "the server could not find the requested resource");
-    let (_, api_version, kind) = RESOURCES.iter().find(|resource| resource.0 == path).ok_or_else(not_found)?;
+    let (_, api_version, kind) =
+        RESOURCES.iter().find(|resource| resource.0 == path).ok_or_else(not_found)?;
     if let Some(code) = shared.cluster.store().hidden.get(*kind) {
         return Err(if *code == 403 { status(403, "Forbidden", "no access") } else { not_found() });
     }
