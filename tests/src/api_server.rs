@@ -127,6 +127,11 @@ impl Cluster {
     pub fn hide<K: Resource<DynamicType = ()>>(&self, code: u16) {
         self.store().hidden.insert(K::kind(&()).into_owned(), code);
     }
+
+    /// Gives it back.
+    pub fn show<K: Resource<DynamicType = ()>>(&self) {
+        self.store().hidden.remove(K::kind(&()).as_ref());
+    }
 }
 
 fn key_of(object: &Value) -> Key {

@@ -111,7 +111,11 @@ fn render(title: &str, sections: &[Section]) -> String {
     let mut text = title.to_owned();
     for (index, section) in sections.iter().enumerate() {
         let separator = if index == 0 { "" } else { "\n" };
-        let head = [&[section.command.clone()], section.arguments.as_slice()].concat().join(" ");
+        let head = std::iter::once(&section.command)
+            .chain(&section.arguments)
+            .cloned()
+            .collect::<Vec<_>>()
+            .join(" ");
         let body = if section.body.is_empty() { String::new() } else { format!("{}\n", section.body) };
         let _ = write!(text, "{separator}== {head}\n{body}");
     }

@@ -479,22 +479,21 @@ impl Desired {
         record: FamilyRecord<F>,
         target: &mut Target<'_>,
     ) {
-        let Target { have, delta } = target;
         let keys: Vec<_> = record.frontends.keys().copied().collect();
         let place = F::record_mut(self.ports.entry(id).or_default());
         let former = std::mem::replace(place, record);
         for key in &former.source_ranges {
-            delta.want_source_range(have, *key, false);
+            target.delta.want_source_range(target.have, *key, false);
         }
         for key in &place.source_ranges {
-            delta.want_source_range(have, *key, true);
+            target.delta.want_source_range(target.have, *key, true);
         }
         let (contested, ports) = F::contested(self);
         for key in former.frontends.into_keys().filter(|key| keys.binary_search(key).is_err()) {
-            contested.yield_up(id, key, ports, have, delta);
+            contested.yield_up(id, key, ports, target);
         }
         for key in keys {
-            contested.claim(id, key, ports, have, delta);
+            contested.claim(id, key, ports, target);
         }
     }
 
