@@ -124,7 +124,7 @@ fn watch_signals() {
         }
     });
     // An error means that the thread has ended, and said why.
-    drop(watching.recv());
+    watching.recv().ok();
 }
 
 fn wait_for_signal(ready: &mpsc::Sender<()>) -> io::Result<()> {
@@ -132,7 +132,7 @@ fn wait_for_signal(ready: &mpsc::Sender<()>) -> io::Result<()> {
     runtime.block_on(async {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
-        drop(ready.send(()));
+        ready.send(()).ok();
         tokio::select! {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}

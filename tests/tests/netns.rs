@@ -1,5 +1,5 @@
 //! The test cluster itself, without any Service: the ground on which the end-to-end tests stand. Needs root.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
     io::{BufRead as _, BufReader},
