@@ -4,17 +4,19 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     process,
     sync::{
         Once,
         atomic::{AtomicI32, AtomicU32, Ordering},
+        mpsc,
     },
     thread,
 };
 
 use anyhow::{Context as _, Result};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::{
     cgroup,
@@ -36,7 +38,7 @@ pub fn unique_prefix() -> String {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
         remove_leftovers();
-        thread::spawn(remove_on_signal);
+        watch_signals();
     });
     format!("{PREFIX}{}-{}", process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
@@ -69,7 +71,7 @@ fn kill(cgroup: &Path) -> Result<()> {
 
 fn remove_directory(path: &Path) -> Result<()> {
     match fs::remove_dir_all(path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         result => result.with_context(|| format!("remove {}", path.display())),
     }
 }
@@ -110,24 +112,42 @@ fn prefix_of(name: &str) -> Option<&str> {
     (is_number(pid) && is_number(number)).then(|| &name[..PREFIX.len() + pid.len() + 1 + number.len()])
 }
 
-fn remove_on_signal() {
-    let Ok(runtime) = tokio::runtime::Builder::new_current_thread().enable_all().build() else { return };
-    let signalled = runtime.block_on(async {
-        use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
-        tokio::select! {
-            result = tokio::signal::ctrl_c() => result,
-            _ = terminate.recv() => Ok(()),
+/// Starts a thread that waits for SIGINT and SIGTERM; returns once it would catch them.
+fn watch_signals() {
+    let (ready, watching) = mpsc::channel();
+    thread::spawn(move || {
+        let signalled = wait_for_signal(&ready);
+        drop(ready);
+        match signalled {
+            Ok(()) => remove_own_and_exit(),
+            Err(error) => eprintln!("Ctrl-C will not clean up: {error}"),
         }
     });
-    if signalled.is_ok() {
-        for number in 0..NEXT.load(Ordering::Relaxed) {
-            if let Err(error) = remove(&format!("{PREFIX}{}-{number}", process::id())) {
-                eprintln!("{error:#}");
-            }
+    // An error means that the thread has ended, and said why.
+    watching.recv().ok();
+}
+
+fn wait_for_signal(ready: &mpsc::Sender<()>) -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        ready.send(()).ok();
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
-        process::exit(EXIT_CODE.load(Ordering::Relaxed));
+        Ok(())
+    })
+}
+
+fn remove_own_and_exit() -> ! {
+    for number in 0..NEXT.load(Ordering::Relaxed) {
+        if let Err(error) = remove(&format!("{PREFIX}{}-{number}", process::id())) {
+            eprintln!("{error:#}");
+        }
     }
+    process::exit(EXIT_CODE.load(Ordering::Relaxed))
 }
 
 #[cfg(test)]

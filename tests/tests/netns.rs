@@ -1,9 +1,11 @@
 //! The test cluster itself, without any Service: the ground on which the end-to-end tests stand. Needs root.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{
+    io::{BufRead as _, BufReader},
     net::SocketAddr,
-    path::Path,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -11,6 +13,7 @@ use lb_tests::{
     cgroup::v2_root,
     cluster::{At, CLIENT_V4, Cluster, PodSpec},
     probe::{ClientError, Target, Transport},
+    process::Process,
 };
 
 fn two_pods() -> Vec<PodSpec> {
@@ -97,17 +100,46 @@ fn a_dropped_cluster_leaves_nothing() {
     cluster.add_pods(&two_pods()).unwrap();
     cluster.probe(&At::pod("two")).unwrap();
     let prefix = cluster.prefix().to_owned();
-    let traces = || {
-        let places = [v2_root().unwrap(), "/run/netns".into(), "/sys/fs/bpf".into(), std::env::temp_dir()];
-        let names = |place: &std::path::PathBuf| {
-            let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
-            entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
-        };
-        let all: Vec<String> = places.iter().flat_map(names).collect();
-        all.into_iter().filter(|name| name.starts_with(&format!("{prefix}-")) || *name == prefix).count()
-    };
-    assert!(traces() >= 8, "namespaces, a cgroup and a directory");
+    assert!(traces(&prefix) >= 8, "namespaces, a cgroup and a directory");
     assert!(Path::new("/run/netns").join(format!("{prefix}-pod-two")).exists());
     drop(cluster);
-    assert_eq!(traces(), 0);
+    assert_eq!(traces(&prefix), 0);
+}
+
+#[test]
+fn ctrl_c_leaves_nothing_and_the_next_start_sweeps_up_after_a_kill() {
+    let (mut interrupted, prefix) = held_cluster();
+    assert!(traces(&prefix) >= 6, "namespaces, a cgroup and a directory");
+    let pid = libc::pid_t::try_from(interrupted.child().id()).unwrap();
+    // SAFETY: the pid is our child's, not yet reaped.
+    unsafe { libc::kill(pid, libc::SIGINT) };
+    assert_eq!(interrupted.child().wait().unwrap().code(), Some(130));
+    assert_eq!(traces(&prefix), 0);
+
+    let (mut killed, prefix) = held_cluster();
+    killed.kill().unwrap();
+    assert!(traces(&prefix) >= 6, "a killed process cannot clean up");
+    let (mut next, _) = held_cluster();
+    assert_eq!(traces(&prefix), 0);
+    assert_eq!(next.terminate(Duration::from_secs(10)).unwrap().code(), Some(130));
+}
+
+/// Another process that holds an empty cluster, and the cluster's prefix.
+fn held_cluster() -> (Process, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pod"));
+    let mut process = Process::spawn(command.arg("cluster").stdout(Stdio::piped())).unwrap();
+    let mut line = String::new();
+    BufReader::new(process.child().stdout.take().unwrap()).read_line(&mut line).unwrap();
+    (process, line.trim_end().to_owned())
+}
+
+/// How many names with this prefix there are where clusters leave names.
+fn traces(prefix: &str) -> usize {
+    let places = [v2_root().unwrap(), "/run/netns".into(), "/sys/fs/bpf".into(), std::env::temp_dir()];
+    let names = |place: &PathBuf| {
+        let entries = std::fs::read_dir(place).into_iter().flatten().flatten();
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect::<Vec<_>>()
+    };
+    let all: Vec<String> = places.iter().flat_map(names).collect();
+    all.into_iter().filter(|name| name.starts_with(&format!("{prefix}-")) || name == prefix).count()
 }

@@ -18,6 +18,7 @@ use lb_tests::{
     sweep,
 };
 use line::Line;
+use steps::Demo;
 
 /// Shows the load balancer at work.
 #[derive(Parser)]
@@ -41,13 +42,14 @@ fn main() -> ExitCode {
 /// True if every line held.
 fn demo(keep: bool) -> Result<bool> {
     let begin = Instant::now();
-    let mut cluster = steps::start_cluster()?;
+    let mut demo = Demo { cluster: steps::start_cluster()?, lines: Vec::new() };
     println!(
         "cluster {} is up, both agents ready, after {:.1} s",
-        cluster.prefix(),
+        demo.cluster.prefix(),
         begin.elapsed().as_secs_f64()
     );
-    let lines = steps::run(&mut cluster);
+    demo.run();
+    let Demo { mut cluster, lines } = demo;
     print_table(&lines);
     let failed = lines.iter().filter(|line| line.fault.is_some()).count();
     println!(

@@ -70,31 +70,15 @@ fn pods() -> Result<Vec<PodSpec>> {
     ])
 }
 
-/// Runs all steps; a step that cannot be run is a line that does not hold.
-pub fn run(cluster: &mut Cluster) -> Vec<Line> {
-    let mut demo = Demo { cluster, lines: Vec::new() };
-    let steps: [(&str, fn(&mut Demo<'_>) -> Result<()>); 8] = [
-        ("inside the cluster", Demo::inside),
-        ("NodePort from outside", Demo::node_port),
-        ("LoadBalancer and externalIP", Demo::load_balancer),
-        ("dual-stack DNS", Demo::dns),
-        ("names", Demo::names),
-        ("scale up", Demo::scale_up),
-        ("scale down", Demo::scale_down),
-        ("delete", Demo::delete),
-    ];
-    for (what, step) in steps {
-        if let Err(error) = step(&mut demo) {
-            demo.note(what, Some(format!("{error:#}")));
-        }
-    }
-    demo.lines
+/// The demo while it runs.
+pub struct Demo {
+    /// What it shows.
+    pub cluster: Cluster,
+    /// The lines so far.
+    pub lines: Vec<Line>,
 }
 
-struct Demo<'a> {
-    cluster: &'a mut Cluster,
-    lines: Vec<Line>,
-}
+type Step = fn(&mut Demo) -> Result<()>;
 
 /// A question to be put with curl.
 struct Curl<'a> {
@@ -104,7 +88,26 @@ struct Curl<'a> {
     times: usize,
 }
 
-impl Demo<'_> {
+impl Demo {
+    /// Runs all steps; a step that cannot be run is a line that does not hold.
+    pub fn run(&mut self) {
+        let steps: [(&str, Step); 8] = [
+            ("inside the cluster", Self::inside),
+            ("NodePort from outside", Self::node_port),
+            ("LoadBalancer and externalIP", Self::load_balancer),
+            ("dual-stack DNS", Self::dns),
+            ("names", Self::names),
+            ("scale up", Self::scale_up),
+            ("scale down", Self::scale_down),
+            ("delete", Self::delete),
+        ];
+        for (what, step) in steps {
+            if let Err(error) = step(self) {
+                self.note(what, Some(format!("{error:#}")));
+            }
+        }
+    }
+
     fn inside(&mut self) -> Result<()> {
         let three = || Expected::Each(vec!["demo-1", "demo-2", "demo-3"]);
         let what = "pod to ClusterIP";
@@ -166,7 +169,7 @@ impl Demo<'_> {
             for (name, transport) in transports {
                 for pod in [SHELL, SHELL_B] {
                     let target = Target::new(transport, vip.parse()?);
-                    let observed = ask(self.cluster, &At::pod(pod), target, TIMES)?;
+                    let observed = ask(&self.cluster, &At::pod(pod), target, TIMES)?;
                     let expected = Expected::AlwaysTheSame(vec!["dns-a", "dns-b"]);
                     let fault = expected.fault(&observed, None);
                     self.push(
@@ -258,12 +261,12 @@ impl Demo<'_> {
     fn wait_for(&mut self, question: &str, holds: impl Fn(&Observed) -> bool) -> Result<()> {
         let target = Target::http("10.0.0.228:80")?.within(Duration::from_millis(500));
         eventually(question, PATIENCE, || {
-            ask(self.cluster, &At::pod(SHELL), target, 20).map(|observed| holds(&observed))
+            ask(&self.cluster, &At::pod(SHELL), target, 20).map(|observed| holds(&observed))
         })
     }
 
     fn curl(&mut self, question: Curl<'_>, expected: Expected, seen_as: Option<IpAddr>) -> Result<()> {
-        let observed = curl(self.cluster, &question.at, question.dialled, question.times)?;
+        let observed = curl(&self.cluster, &question.at, question.dialled, question.times)?;
         let fault = expected.fault(&observed, seen_as);
         self.push(question.what, &question.at, question.dialled, (observed, fault));
         Ok(())
