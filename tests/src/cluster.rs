@@ -259,15 +259,23 @@ impl Cluster {
         netns::ip(&[], &[format!("netns del {}", place.namespace.name())])
     }
 
-    /// Starts the agent of every node and waits until each is ready.
-    pub fn start_agents(&mut self) -> Result<()> {
+    /// Makes the agent of every node, without starting it.
+    pub fn prepare_agents(&mut self) -> Result<()> {
         for node in NODES {
             let place = self.agent_place(node.name)?;
             let cgroup = self.node_cgroup(node.name)?;
-            let mut agent = Agent::new(node.name, place, cgroup, &self.prefix, &self.manifests())?;
-            agent.start()?;
+            let agent = Agent::new(node.name, place, cgroup, &self.prefix, &self.manifests())?;
             self.agents.insert(node.name.to_owned(), agent);
         }
+        Ok(())
+    }
+
+    /// Starts the agent of every node and waits until each is ready.
+    pub fn start_agents(&mut self) -> Result<()> {
+        if self.agents.is_empty() {
+            self.prepare_agents()?;
+        }
+        self.agents.values_mut().try_for_each(Agent::start)?;
         self.agents.values_mut().try_for_each(Agent::wait_until_ready)
     }
 

@@ -1,0 +1,394 @@
+//! Agents, programs and real sockets in a two-node cluster of network namespaces. Needs root.
+//!
+//! Each case starts a cluster of its own. What the demo shows line by line (`cargo xtask demo`) is not repeated here;
+//! these are the cases that need load, time, another configuration or a broken agent.
+#![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use std::{net::IpAddr, time::Duration};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    cluster::{At, CLIENT_V4, CLIENT_V6, Cluster, NODES, PodSpec},
+    probe::{ClientError, Reply, Target, Transport},
+    process::eventually,
+};
+
+const SERVICES: &str = include_str!("../testdata/e2e/services.yaml");
+const NODE_A: &str = "192.0.2.11";
+const NODE_B: &str = "192.0.2.12";
+const NODE_A6: &str = "2001:db8:2::11";
+const NODE_B6: &str = "2001:db8:2::12";
+const QUESTIONS: usize = 40;
+
+/// A cluster whose agents run with `extra` arguments.
+fn cluster_with(extra: &[&str]) -> Result<Cluster> {
+    let mut cluster = Cluster::start()?;
+    let pod = |name: &str, node: &str, v4: &str, v6: &str| {
+        Ok::<_, anyhow::Error>(PodSpec::http(name, node, &[v4, v6], 8080)?.and_udp(5353))
+    };
+    cluster.add_pods(&[
+        pod("a1", "node-a", "10.244.1.10", "fd00:244:1::10")?,
+        pod("a2", "node-a", "10.244.1.11", "fd00:244:1::11")?,
+        pod("b1", "node-b", "10.244.2.10", "fd00:244:2::10")?,
+    ])?;
+    cluster.apply("services.yaml", SERVICES)?;
+    cluster.prepare_agents()?;
+    for node in NODES {
+        cluster.agent(node.name)?.set_extra_args(extra);
+    }
+    cluster.start_agents()?;
+    for vip in ["203.0.113.20", "2001:db8:feed::20", "203.0.113.22", "10.96.0.20", "fd00:96::20"] {
+        cluster.route_to(vip.parse()?, "node-a")?;
+    }
+    Ok(cluster)
+}
+
+fn cluster() -> Result<Cluster> {
+    cluster_with(&[])
+}
+
+fn http(cluster: &Cluster, from: &At, to: &str) -> Result<Result<Reply, ClientError>> {
+    cluster.probe(from)?.once(Target::http(to)?)
+}
+
+fn answered(cluster: &Cluster, from: &At, to: &str) -> Result<Reply> {
+    http(cluster, from, to)?.with_context(|| format!("{from:?} -> {to}"))
+}
+
+/// Asks until each of `pods` has answered and nobody else has.
+fn everyone_answers(cluster: &Cluster, from: &At, target: Target, pods: &[&str]) -> Result<()> {
+    let tally = cluster.probe(from)?.tally(target, QUESTIONS)?;
+    ensure!(tally.failed() == 0, "{from:?} -> {}: {tally:?}", target.to);
+    let answered: Vec<&str> = tally.answers.keys().map(String::as_str).collect();
+    ensure!(answered == pods, "{from:?} -> {}: {tally:?}", target.to);
+    Ok(())
+}
+
+/// Every way in, on both families, over TCP and UDP: spec 2.24 to 2.28, 4.12.
+fn every_frontend_reaches_every_backend(cluster: &Cluster) -> Result<()> {
+    let inside = ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:30080", "[2001:db8:2::11]:30080"];
+    let lb = ["203.0.113.20:80", "[2001:db8:feed::20]:80"];
+    for to in inside.iter().chain(&lb) {
+        for from in [At::pod("a2"), At::pod("b1"), At::host("node-a")] {
+            everyone_answers(cluster, &from, Target::http(to)?, &["a1", "b1"])?;
+        }
+    }
+    for to in inside.iter().chain(&lb) {
+        everyone_answers(cluster, &At::Client, Target::http(to)?, &["a1", "b1"])?;
+    }
+    for to in ["10.96.0.20:53", "[fd00:96::20]:53", "192.0.2.11:30053", "[2001:db8:2::11]:30053"] {
+        for from in [At::pod("a2"), At::host("node-a"), At::Client] {
+            everyone_answers(cluster, &from, Target::udp(to)?, &["a1", "b1"])?;
+            let unconnected = Target { transport: Transport::UdpUnconnected, ..Target::udp(to)? };
+            everyone_answers(cluster, &from, unconnected, &["a1", "b1"])?;
+        }
+    }
+    Ok(())
+}
+
+/// The client sees whom it dialled (`getpeername`, sender of the datagram), pods see the client.
+fn addresses_are_as_they_should_be(cluster: &Cluster) -> Result<()> {
+    for (from, to) in [
+        (At::pod("a2"), "10.96.0.20:80"),
+        (At::pod("a2"), "[fd00:96::20]:80"),
+        (At::host("node-a"), "10.96.0.20:80"),
+        (At::Client, "192.0.2.11:30080"),
+        (At::Client, "[2001:db8:2::11]:30080"),
+    ] {
+        for _ in 0..8 {
+            let reply = answered(cluster, &from, to)?;
+            ensure!(reply.peer == to.parse()?, "{from:?} -> {to}: sees {reply:?}");
+            if matches!(from, At::Pod(_)) {
+                ensure!(reply.answer.client == reply.own, "spec 4.30: the pod's address is kept: {reply:?}");
+            }
+            if from == At::Client {
+                let (node, client): (IpAddr, IpAddr) = match reply.peer.is_ipv4() {
+                    true => (NODE_A.parse()?, CLIENT_V4.parse()?),
+                    false => (NODE_A6.parse()?, CLIENT_V6.parse()?),
+                };
+                let expected = if reply.answer.pod == "a1" { client } else { node };
+                ensure!(reply.answer.client.ip() == expected, "spec 4.21, ours 4.31: {reply:?}");
+            }
+        }
+    }
+    for transport in [Transport::UdpConnected, Transport::UdpUnconnected] {
+        for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
+            let target = Target { transport, ..Target::udp(to)? };
+            let reply = cluster.probe(&At::pod("a2"))?.once(target)??;
+            ensure!(reply.peer == to.parse()?, "{transport:?}: {reply:?}");
+        }
+    }
+    Ok(())
+}
+
+/// Spec 5, 5.2: on every path, family and transport the client sees ECONNREFUSED at once.
+fn nobody_serves_is_refused_everywhere(cluster: &Cluster) -> Result<()> {
+    let targets = [
+        Target::http("10.96.0.21:80")?,
+        Target::http("[fd00:96::21]:80")?,
+        Target::http("192.0.2.11:30081")?,
+        Target::http("[2001:db8:2::11]:30081")?,
+        Target::udp("10.96.0.21:53")?,
+        Target::udp("[fd00:96::21]:53")?,
+        Target::udp("192.0.2.11:30054")?,
+        Target::udp("[2001:db8:2::11]:30054")?,
+    ];
+    for (index, target) in targets.into_iter().enumerate() {
+        let mut clients = vec![At::pod("a2"), At::host("node-a")];
+        if index % 4 >= 2 {
+            clients.push(At::Client);
+        }
+        for from in clients {
+            let outcome = cluster.probe(&from)?.once(target)?;
+            ensure!(outcome == Err(ClientError::Refused), "{from:?} -> {target:?}: {outcome:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn sockets_and_packets_are_balanced() -> Result<()> {
+    let mut cluster = cluster()?;
+    every_frontend_reaches_every_backend(&cluster)?;
+    addresses_are_as_they_should_be(&cluster)?;
+    nobody_serves_is_refused_everywhere(&cluster)?;
+    let status = cluster.agent("node-a")?.cli_text("status", &["-o", "json"])?;
+    for verdict in ["socket-translated", "socket-reply", "translated", "redirected", "refused"] {
+        let counted = counted(&status, verdict)?;
+        ensure!(counted > 0, "{verdict} is counted: {status}");
+    }
+    Ok(())
+}
+
+/// Packets of a verdict, from `status -o json`.
+fn counted(status: &str, verdict: &str) -> Result<u64> {
+    let status: serde_json::Value = serde_json::from_str(status)?;
+    let verdicts = status["verdicts"].as_array().context("verdicts in the status")?;
+    let of = |entry: &&serde_json::Value| entry["verdict"] == verdict;
+    Ok(verdicts.iter().find(of).and_then(|entry| entry["packets"].as_u64()).unwrap_or(0))
+}
+
+/// The same without socket hooks: pods are served by their devices' programs alone (VMs, Kata, raw sockets).
+#[test]
+fn pods_are_balanced_without_socket_hooks() -> Result<()> {
+    let cluster = cluster_with(&["--socket-lb", "false"])?;
+    for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:30080", "203.0.113.20:80"] {
+        everyone_answers(&cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
+        let reply = answered(&cluster, &At::pod("a2"), to)?;
+        ensure!(reply.answer.client == reply.own, "the pod's address is kept: {reply:?}");
+    }
+    for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
+        everyone_answers(&cluster, &At::pod("a2"), Target::udp(to)?, &["a1", "b1"])?;
+    }
+    for to in ["10.96.0.23:80", "[fd00:96::23]:80"] {
+        let reply = answered(&cluster, &At::pod("a1"), to)?;
+        let node: IpAddr = if reply.peer.is_ipv4() { NODE_A } else { NODE_A6 }.parse()?;
+        ensure!(reply.answer.client.ip() == node, "spec 4.25, hairpin: {reply:?}");
+    }
+    for target in [
+        Target::http("10.96.0.21:80")?,
+        Target::http("[fd00:96::21]:80")?,
+        Target::udp("10.96.0.21:53")?,
+        Target::udp("[fd00:96::21]:53")?,
+    ] {
+        let outcome = cluster.probe(&At::pod("a2"))?.once(target)?;
+        ensure!(outcome == Err(ClientError::Refused), "{target:?}: {outcome:?}");
+    }
+    Ok(())
+}
+
+/// Spec 1.49 to 1.52, 2.25, 4.22, 4.31, 5.7 and DESIGN 10.
+#[test]
+fn policies_and_source_ranges_hold_for_everyone() -> Result<()> {
+    let cluster = cluster()?;
+    let reply = answered(&cluster, &At::Client, "203.0.113.22:80")?;
+    ensure!(reply.answer.client.ip() == CLIENT_V4.parse::<IpAddr>()?, "client address kept: {reply:?}");
+    let brief = Duration::from_millis(500);
+    let outsider = Target::http("203.0.113.22:80")?.within(brief);
+    let outcome = cluster.probe(&At::Outsider)?.once(outsider)?;
+    ensure!(outcome == Err(ClientError::TimedOut), "outside the source ranges: {outcome:?}");
+    for from in [At::pod("a2"), At::host("node-a"), At::host("node-b")] {
+        answered(&cluster, &from, "203.0.113.22:80").context("the short-circuit of spec 4.40")?;
+    }
+    answered(&cluster, &At::Outsider, "192.0.2.11:30082").context("spec 1.49: NodePorts have no ranges")?;
+    let elsewhere = Target::http("192.0.2.12:30082")?.within(brief);
+    let outcome = cluster.probe(&At::Client)?.once(elsewhere)?;
+    ensure!(outcome == Err(ClientError::TimedOut), "policy Local, no backend on node-b: {outcome:?}");
+    answered(&cluster, &At::host("node-b"), "192.0.2.12:30082").context("spec 4.22 b")?;
+    answered(&cluster, &At::host("node-a"), "127.0.0.1:30080").context("DESIGN 10: for local processes")?;
+    answered(&cluster, &At::host("node-a"), "[::1]:30080").context("DESIGN 10: for local processes")?;
+    let outcome = http(&cluster, &At::pod("a2"), "127.0.0.1:30080")?;
+    ensure!(outcome == Err(ClientError::Refused), "a pod's loopback is its own: {outcome:?}");
+    Ok(())
+}
+
+/// Segments larger than the MTU (GSO) through every kind of path.
+#[test]
+fn bulk_data_arrives_whole() -> Result<()> {
+    let cluster = cluster_with(&["--socket-lb", "false"])?;
+    for from in [At::Client, At::pod("a2")] {
+        for to in ["192.0.2.11:30080", "[2001:db8:2::11]:30080", "10.96.0.20:80"] {
+            for _ in 0..4 {
+                let fetched = cluster.probe(&from)?.fetch(Target::http(to)?, "/bytes/3000000")?;
+                ensure!(fetched == Ok(3_000_000), "{from:?} -> {to}: {fetched:?}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Stopping, killing and restarting the agent under load loses no request and breaks no connection (DESIGN 7).
+#[test]
+fn the_agent_may_die_at_any_time() -> Result<()> {
+    let mut cluster = cluster()?;
+    let clients = [
+        (At::Client, Target::http("192.0.2.11:30080")?),
+        (At::pod("a2"), Target::http("10.96.0.20:80")?),
+        (At::host("node-a"), Target::http("[fd00:96::20]:80")?),
+        (At::Outsider, Target::udp("[2001:db8:2::11]:30053")?),
+    ];
+    let probes = clients.iter().map(|(from, _)| cluster.probe(from)).collect::<Result<Vec<_>>>()?;
+    let mut kept = Vec::new();
+    for (probe, (_, target)) in probes.iter().zip(&clients) {
+        kept.push(probe.open(*target)??);
+        probe.start_load(*target, 2)?;
+    }
+    for round in 0..3 {
+        cluster.agent("node-a")?.kill()?;
+        for conversation in &kept {
+            conversation.ask()?.with_context(|| format!("killed, round {round}"))?;
+        }
+        cluster.agent("node-a")?.start()?;
+        cluster.agent("node-a")?.wait_until_ready()?;
+        cluster.agent("node-a")?.stop()?;
+        for conversation in &kept {
+            conversation.ask()?.with_context(|| format!("stopped, round {round}"))?;
+        }
+        cluster.agent("node-a")?.start()?;
+        cluster.agent("node-a")?.wait_until_ready()?;
+    }
+    for conversation in &kept {
+        conversation.ask()?.context("started again")?;
+    }
+    for (probe, (from, target)) in probes.iter().zip(&clients) {
+        let tally = probe.stop_load()?;
+        ensure!(tally.failed() == 0, "{from:?} -> {}: {tally:?}", target.to);
+        ensure!(tally.answered() > 100, "a load worth the name: {tally:?}");
+    }
+    Ok(())
+}
+
+/// A backend that leaves takes no more connections; what is open drains (spec 2.29, 7.4, 7.15).
+#[test]
+fn changes_reach_new_connections_at_once() -> Result<()> {
+    let cluster = cluster()?;
+    let client = cluster.probe(&At::Client)?;
+    let target = Target::http("192.0.2.11:30080")?;
+    let kept = client.open(target)??;
+    let first = kept.ask()??.answer.pod;
+    let (gone, stays) = if first == "a1" { ("10.244.1.10", "b1") } else { ("10.244.2.10", "a1") };
+    let line = |ip: &str, node: &str| {
+        format!("- {{addresses: [{ip}], conditions: {{ready: true}}, nodeName: {node}}}\n")
+    };
+    let node = if first == "a1" { "node-a" } else { "node-b" };
+    cluster.apply("services.yaml", &SERVICES.replacen(&line(gone, node), "", 1))?;
+    eventually("does only the other pod answer", Duration::from_secs(5), || {
+        let tally = client.tally(target, QUESTIONS)?;
+        ensure!(tally.failed() == 0, "{tally:?}");
+        Ok(tally.answers.keys().map(String::as_str).eq([stays]))
+    })?;
+    ensure!(kept.ask()??.answer.pod == first, "what is open drains");
+    cluster.delete("services.yaml")?;
+    eventually("is the VIP dead for processes", Duration::from_secs(5), || {
+        Ok(http(&cluster, &At::host("node-a"), "127.0.0.1:30080")? == Err(ClientError::Refused))
+    })?;
+    ensure!(kept.ask()??.answer.pod == first, "spec 7.11: TCP of a deleted service continues");
+    Ok(())
+}
+
+/// `bpftool` names maps and fields, as docs/bpftool.md shows.
+#[test]
+fn bpftool_prints_field_names() -> Result<()> {
+    let mut cluster = cluster()?;
+    let pins = cluster.agent("node-a")?.pins().join(lb_common::ABI_VERSION.to_string());
+    for (map, fields) in [
+        ("FRONTENDS4", ["addr", "port", "protocol", "service_port", "internal"].as_slice()),
+        ("BACKENDS6", &["addr", "state", "flags"]),
+        ("MEMBERS", &["service_port", "backend", "sets"]),
+        ("DEVICES", &["role", "snat4"]),
+    ] {
+        let path = pins.join(map);
+        let output = std::process::Command::new("bpftool")
+            .args(["map", "dump", "pinned"])
+            .arg(&path)
+            .output()
+            .context("run bpftool")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        for field in fields {
+            ensure!(text.contains(&format!("\"{field}\"")), "{map}: {field} in {text}");
+        }
+    }
+    Ok(())
+}
+
+/// `lb-agent cleanup` leaves nothing, and the node goes on without Services.
+#[test]
+fn cleanup_leaves_nothing() -> Result<()> {
+    let mut cluster = cluster()?;
+    answered(&cluster, &At::host("node-b"), "10.96.0.20:80")?;
+    let agent = cluster.agent("node-b")?;
+    agent.stop()?;
+    let pins = agent.pins().to_owned();
+    let said = agent.cli_text("cleanup", &[])?;
+    ensure!(!pins.exists(), "pins are gone: {said}");
+    let place = cluster.place(&At::host("node-b"))?;
+    let filters = place.output("tc", &["filter", "show", "dev", "eth0", "ingress"])?;
+    ensure!(filters.stdout.is_empty(), "{filters:?}");
+    let net = place.output("bpftool", &["net", "show"])?;
+    let net = String::from_utf8_lossy(&net.stdout).into_owned();
+    ensure!(!net.contains("tc_"), "no program of ours: {net}");
+    let node_cgroup = cluster.node_cgroup("node-b")?;
+    let attached = std::process::Command::new("bpftool")
+        .args(["cgroup", "show"])
+        .arg(node_cgroup.path())
+        .output()
+        .context("run bpftool")?;
+    let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
+    ensure!(!attached.contains("sock_"), "no program of ours: {attached}");
+    ensure!(http(&cluster, &At::host("node-b"), &format!("{NODE_B}:30080"))?.is_err());
+    ensure!(http(&cluster, &At::host("node-b"), &format!("[{NODE_B6}]:30080"))?.is_err());
+    Ok(())
+}
+
+/// The seven refusals of bad.yaml by object and field, while `good` works.
+#[test]
+fn bad_objects_are_refused_one_by_one() -> Result<()> {
+    let mut cluster = cluster()?;
+    cluster.apply("bad.yaml", include_str!("../testdata/manifests/bad.yaml"))?;
+    let agent = cluster.agent("node-a")?;
+    let mut status = serde_json::Value::Null;
+    eventually("are the refusals known", Duration::from_secs(5), || {
+        status = serde_json::from_str(&agent.cli_text("status", &["-o", "json"])?)?;
+        Ok(status["sync"]["refusals"].as_array().is_some_and(|refusals| refusals.len() >= 7))
+    })?;
+    let refusals = status["sync"]["refusals"].as_array().context("refusals")?;
+    let found: Vec<String> =
+        refusals.iter().map(|r| format!("{} {}", r["object"], r["field"]).replace('"', "")).collect();
+    let mut expected = vec![
+        "Deployment default/ignored kind",
+        "EndpointSlice default/good-1 endpoints[1].addresses[0]",
+        "EndpointSlice default/orphan metadata.labels[kubernetes.io/service-name]",
+        "Service default/bad-cluster-ip spec.clusterIP",
+        "Service default/bad-port spec.ports[0].port",
+        "Service default/bad-protocol spec.ports[0].protocol",
+        "Service default/bad-source-range spec.loadBalancerSourceRanges[0]",
+    ];
+    let mut found: Vec<&str> = found.iter().map(String::as_str).collect();
+    found.sort_unstable();
+    expected.sort_unstable();
+    assert_eq!(found, expected);
+    let services = agent.cli_text("services", &[])?;
+    ensure!(services.contains("10.96.0.40:80"), "good works: {services}");
+    ensure!(services.contains("bad-port"), "the listing tells who was refused: {services}");
+    Ok(())
+}
