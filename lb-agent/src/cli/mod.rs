@@ -106,6 +106,9 @@ enum Output {
 /// Parses the arguments and does as they say.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if !matches!(cli.command, Command::Run(_)) {
+        end_with_the_reader();
+    }
     match execute(cli.command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -113,6 +116,12 @@ pub fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Lets `lb-agent services | head` end in silence: Rust programs ignore SIGPIPE and would report a broken pipe.
+fn end_with_the_reader() {
+    // SAFETY: the default action needs no handler, and no other thread runs yet.
+    unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
 fn execute(command: Command) -> anyhow::Result<()> {
