@@ -214,6 +214,7 @@ impl<M: Maps> Reconciler<M> {
             self.desired.remove_strays(&mut target);
             self.has_computed = true;
         }
+        self.desired.settle(&mut target);
         (services, exhausted)
     }
 

@@ -104,6 +104,10 @@ impl<F: FamilyMaps> Opening<F> {
 /// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
 /// backend dialled from one client port, or two clients translated to one node address, would share it; the later
 /// one then takes another source port.
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, key and value would be copied to the stack first"
+)]
 #[inline(never)]
 pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> Result<(), DropReason> {
     opening.entry = ConnectionValue {
@@ -150,6 +154,10 @@ fn find_port<F: FamilyMaps>(opening: &mut Opening<F>) -> bool {
 }
 
 /// Takes the reply 5-tuple of `opening`, if it is free or already this connection's.
+#[expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "by value, key and value would be copied to the stack first"
+)]
 #[inline(always)]
 fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
     if F::connections().insert(&opening.key, &opening.entry, NOEXIST).is_ok() {

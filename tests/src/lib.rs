@@ -3,5 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
 #![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
+pub mod agent;
+pub mod api_server;
+pub mod cgroup;
+pub mod changes;
+pub mod cluster;
+pub mod netns;
 pub mod packet;
+pub mod pinned_maps;
+pub mod probe;
+pub mod process;
 pub mod prog;
+pub mod script;
+pub mod sweep;

@@ -12,9 +12,8 @@ use lb_common::{
 };
 
 use crate::{
-    desired::{Owner, PortRecord, RecordFamily},
-    diff::Delta,
-    maps::{MapState, dump::frontend_address},
+    desired::{Owner, PortRecord, RecordFamily, Target},
+    maps::dump::frontend_address,
     source::Refusal,
 };
 
@@ -32,21 +31,14 @@ type Ports = BTreeMap<ServicePortId, PortRecord>;
 
 impl<F: RecordFamily> Contested<F> {
     /// Service port `id` claims `key`, or claims it with another value; its record says so already.
-    pub fn claim(
-        &mut self,
-        id: ServicePortId,
-        key: FrontendKey<F>,
-        ports: &Ports,
-        have: &MapState,
-        delta: &mut Delta,
-    ) {
-        let holder = delta.wanted_frontend(have, &key).map(|value| value.service_port);
+    pub fn claim(&mut self, id: ServicePortId, key: FrontendKey<F>, ports: &Ports, target: &mut Target<'_>) {
+        let holder = target.delta.wanted_frontend(target.have, &key).map(|value| value.service_port);
         if let Some(holder) = holder.filter(|holder| *holder != id) {
             self.0.entry(key).or_default().extend([holder, id]);
         }
         match self.0.get(&key) {
-            Some(claimants) => award(key, claimants, ports, have, delta),
-            None => award(key, &BTreeSet::from([id]), ports, have, delta),
+            Some(claimants) => award(key, claimants, ports, target),
+            None => award(key, &BTreeSet::from([id]), ports, target),
         }
     }
 
@@ -56,12 +48,13 @@ impl<F: RecordFamily> Contested<F> {
         id: ServicePortId,
         key: FrontendKey<F>,
         ports: &Ports,
-        have: &MapState,
-        delta: &mut Delta,
+        target: &mut Target<'_>,
     ) {
-        let Some(claimants) = self.0.get_mut(&key) else { return delta.want_frontend(have, key, None) };
+        let Some(claimants) = self.0.get_mut(&key) else {
+            return target.delta.want_frontend(target.have, key, None);
+        };
         claimants.remove(&id);
-        award(key, claimants, ports, have, delta);
+        award(key, claimants, ports, target);
         if claimants.len() < 2 {
             self.0.remove(&key);
         }
@@ -85,10 +78,9 @@ fn award<F: RecordFamily>(
     key: FrontendKey<F>,
     claimants: &BTreeSet<ServicePortId>,
     ports: &Ports,
-    have: &MapState,
-    delta: &mut Delta,
+    target: &mut Target<'_>,
 ) {
-    delta.want_frontend(have, key, winner(&key, claimants, ports).map(|(_, value)| value));
+    target.delta.want_frontend(target.have, key, winner(&key, claimants, ports).map(|(_, value)| value));
 }
 
 fn winner<F: RecordFamily>(

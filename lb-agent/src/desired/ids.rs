@@ -99,6 +99,8 @@ pub struct BackendTable {
     ids: HashMap<BackendAddress, BackendId>,
     records: HashMap<BackendId, Record>,
     pool: IdPool,
+    /// Given out, joined or left since the last [`settle`](Self::settle).
+    touched: Vec<BackendId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +114,7 @@ struct Record {
 impl BackendTable {
     /// The backends of the maps, still without members.
     pub fn restore(have: &MapState, pool: IdPool) -> Self {
-        let mut table = Self { ids: HashMap::new(), records: HashMap::new(), pool };
+        let mut table = Self { ids: HashMap::new(), records: HashMap::new(), pool, touched: Vec::new() };
         have.v4.backends.iter().for_each(|(id, value)| table.restore_one(*id, value));
         have.v6.backends.iter().for_each(|(id, value)| table.restore_one(*id, value));
         have.members.keys().for_each(|key| table.pool.claim(key.backend.0));
@@ -136,6 +138,7 @@ impl BackendTable {
         let id = BackendId(self.pool.allocate()?);
         self.ids.insert(address, id);
         self.records.insert(id, Record { address, members: [0; 3], local_members: 0 });
+        self.touched.push(id);
         Some(id)
     }
 
@@ -146,6 +149,7 @@ impl BackendTable {
 
     /// A service port has the backend as a member.
     pub fn add(&mut self, member: &Membership) {
+        self.touched.push(member.backend);
         if let Some(record) = self.records.get_mut(&member.backend) {
             record.members[rank(member.state)] += 1;
             record.local_members += u32::from(member.is_local);
@@ -154,14 +158,23 @@ impl BackendTable {
 
     /// A service port has the backend no more.
     pub fn remove(&mut self, member: &Membership) {
+        self.touched.push(member.backend);
         if let Some(record) = self.records.get_mut(&member.backend) {
             record.members[rank(member.state)] -= 1;
             record.local_members -= u32::from(member.is_local);
         }
     }
 
-    /// Wants the backend in the maps as its members have it: in the best of its states, or not at all.
-    pub fn want(&mut self, id: BackendId, have: &MapState, delta: &mut Delta) {
+    /// Wants every backend in the maps as its members have it by now: in the best of its states, or not at all. Asked
+    /// once all services are done, so that a backend that goes from one to another keeps its id.
+    pub fn settle(&mut self, have: &MapState, delta: &mut Delta) {
+        let mut touched = std::mem::take(&mut self.touched);
+        touched.sort_unstable();
+        touched.dedup();
+        touched.into_iter().for_each(|id| self.settle_one(id, have, delta));
+    }
+
+    fn settle_one(&mut self, id: BackendId, have: &MapState, delta: &mut Delta) {
         let Some(record) = self.records.get(&id).copied() else { return };
         if record.address.addr.is_ipv4() {
             want::<lb_common::family::V4>(id, &record, have, delta);
@@ -177,9 +190,9 @@ impl BackendTable {
         }
     }
 
-    /// Every backend that no service port has.
-    pub fn unused(&self) -> Vec<BackendId> {
-        self.records.iter().filter(|(_, record)| record.state().is_none()).map(|(id, _)| *id).collect()
+    /// Lets the next [`settle`](Self::settle) look at every backend.
+    pub fn touch_all(&mut self) {
+        self.touched.extend(self.records.keys());
     }
 
     /// Frees ids of backends that have gone from the maps.

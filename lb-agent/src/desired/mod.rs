@@ -280,7 +280,12 @@ impl Desired {
         let strays: Vec<_> =
             self.ports.iter().filter(|(_, record)| record.owner.is_none()).map(|(id, _)| *id).collect();
         strays.into_iter().for_each(|id| self.remove_port(id, target));
-        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
+        self.backends.touch_all();
+    }
+
+    /// Wants the backends of all services as they are by now. Last step of a computation.
+    pub fn settle(&mut self, target: &mut Target<'_>) {
+        self.backends.settle(target.have, target.delta);
     }
 
     /// Frees ids and runs that the maps know no more, and returns the runs.
@@ -334,7 +339,8 @@ impl Desired {
         let (draft, (runs4, runs6)) = match placed {
             Ok(placed) => placed,
             Err(error) => {
-                self.give_back(known.is_none().then_some(id), target);
+                // The id was drawn in vain if it is nobody's yet.
+                known.is_none().then(|| self.port_ids.retire(id.0));
                 return Err(error);
             }
         };
@@ -473,22 +479,21 @@ impl Desired {
         record: FamilyRecord<F>,
         target: &mut Target<'_>,
     ) {
-        let Target { have, delta } = target;
         let keys: Vec<_> = record.frontends.keys().copied().collect();
         let place = F::record_mut(self.ports.entry(id).or_default());
         let former = std::mem::replace(place, record);
         for key in &former.source_ranges {
-            delta.want_source_range(have, *key, false);
+            target.delta.want_source_range(target.have, *key, false);
         }
         for key in &place.source_ranges {
-            delta.want_source_range(have, *key, true);
+            target.delta.want_source_range(target.have, *key, true);
         }
         let (contested, ports) = F::contested(self);
         for key in former.frontends.into_keys().filter(|key| keys.binary_search(key).is_err()) {
-            contested.yield_up(id, key, ports, have, delta);
+            contested.yield_up(id, key, ports, target);
         }
         for key in keys {
-            contested.claim(id, key, ports, have, delta);
+            contested.claim(id, key, ports, target);
         }
     }
 
@@ -517,9 +522,6 @@ impl Desired {
             let key = MemberKey { service_port: id, backend: member.backend };
             target.delta.want_member(target.have, key, Some(MemberValue::new(member.state, member.sets)));
         }
-        gone.iter()
-            .chain(&added)
-            .for_each(|member| self.backends.want(member.backend, target.have, target.delta));
         let stays = |member: &Membership| {
             added.iter().any(|other| (other.backend, other.state) == (member.backend, member.state))
         };
@@ -536,12 +538,6 @@ impl Desired {
         self.set_members(id, Vec::new(), false, target);
         self.ports.remove(&id);
         self.port_ids.retire(id.0);
-    }
-
-    /// Ids that were drawn in vain go back.
-    fn give_back(&mut self, id: Option<ServicePortId>, target: &mut Target<'_>) {
-        id.into_iter().for_each(|id| self.port_ids.retire(id.0));
-        self.backends.unused().into_iter().for_each(|id| self.backends.want(id, target.have, target.delta));
     }
 }
 

@@ -88,7 +88,8 @@ proptest! {
     ) {
         let (mut have, want) = (contents(&have, 1), contents(&want, 1000));
         let expected = expected(&have, &want);
-        let mut maps = FakeMaps { state: have.clone(), ..FakeMaps::default() };
+        let mut maps = FakeMaps::default();
+        maps.state = have.clone();
         maps.set_faults(Faults { percent, seed });
         let mut delta = Delta::between(&have, &want);
         for _ in 0..1000 {
@@ -120,7 +121,7 @@ fn the_order_is_the_one_the_module_describes() {
         plan,
         [
             "BACKEND id=5 10.0.0.5:80/TCP active",
-            "MEMBER service-port=1 backend=5 active",
+            "MEMBER service-port=1 backend=5 active cluster",
             "SLOT 1000 backend=3",
             "SLOT 1001 backend=5",
             "FRONTEND 10.96.0.0:80/TCP ClusterIP service-port=1 internal=2@1000 external=2@1000",

@@ -127,8 +127,8 @@ impl fmt::Display for Member<'_> {
             key.backend.0,
             value.state.name()
         )?;
-        let sets = MEMBER_SETS.iter().filter(|(set, _)| value.sets.has(*set));
-        sets.map(|(_, name)| write!(f, " {name}")).collect()
+        let mut sets = MEMBER_SETS.iter().filter(|(set, _)| value.sets.has(*set));
+        sets.try_for_each(|(_, name)| write!(f, " {name}"))
     }
 }
 

@@ -78,7 +78,7 @@ struct Loop<M> {
     next_verify: Instant,
 }
 
-/// Runs until `shutdown` and returns the reconciler. A sync writes from within this task: give it a thread of its own
+/// Runs until `shutdown` and returns the reconciler; when every source is gone, what is in the maps stays. A sync writes from within this task: give it a thread of its own
 /// or a runtime with several.
 pub async fn run<M: Maps>(reconciler: Reconciler<M>, mut inputs: Inputs, timing: Timing) -> Reconciler<M> {
     let mut state = Loop {
@@ -104,11 +104,6 @@ pub async fn run<M: Maps>(reconciler: Reconciler<M>, mut inputs: Inputs, timing:
                 state.schedule();
             }
             () = sleep_until(state.next_verify) => state.verify(),
-            // Every source is gone: what is in the maps stays, and questions are answered.
-            else => {
-                inputs.shutdown.cancelled().await;
-                return state.reconciler;
-            }
         }
     }
 }

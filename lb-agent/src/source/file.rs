@@ -151,6 +151,8 @@ impl DirectoryWatch {
 /// What is to be looked at, and when.
 struct Pending {
     paths: BTreeMap<Arc<Path>, Due>,
+    /// The manifest last renamed, with inotify's cookie.
+    renamed: Option<(usize, PathBuf)>,
     rescan_at: Instant,
 }
 
@@ -199,7 +201,7 @@ struct Reader {
 
 impl Reader {
     fn new(dir: PathBuf, watch: DirectoryWatch, inventory: Inventory) -> Self {
-        let pending = Pending { paths: BTreeMap::new(), rescan_at: Instant::now() };
+        let pending = Pending { paths: BTreeMap::new(), renamed: None, rescan_at: Instant::now() };
         Self { dir, watch, inventory, pending, fault: None, synced: false }
     }
 
@@ -226,6 +228,7 @@ impl Reader {
         match message {
             Message::Stop => return false,
             Message::Event(Ok(event)) if !event.need_rescan() => {
+                self.note_rename(&event, now);
                 let kind = event.kind;
                 event.paths.into_iter().for_each(|path| self.note_path(path, kind, now));
             }
@@ -233,6 +236,25 @@ impl Reader {
             Message::Event(_) => self.pending.note_rescan(now),
         }
         true
+    }
+
+    /// A manifest that gets another manifest's name: the old name is due together with the new one, or its objects
+    /// would for a moment be defined twice.
+    fn note_rename(&mut self, event: &notify::Event, now: Instant) {
+        let (Some(cookie), [path]) = (event.tracker(), event.paths.as_slice()) else { return };
+        match event.kind {
+            EventKind::Modify(ModifyKind::Name(RenameMode::From)) if is_manifest(path) => {
+                self.pending.renamed = Some((cookie, path.clone()));
+            }
+            EventKind::Modify(ModifyKind::Name(RenameMode::To)) if is_manifest(path) => {
+                if let Some((_, old)) = self.pending.renamed.take().filter(|renamed| renamed.0 == cookie)
+                    && old.parent() == Some(&self.dir)
+                {
+                    self.pending.note_file(old, true, now);
+                }
+            }
+            _ => {}
+        }
     }
 
     fn note_path(&mut self, path: PathBuf, kind: EventKind, now: Instant) {

@@ -417,7 +417,7 @@ mod tests {
 
     #[test]
     fn windows_line_ends_and_quoted_types_are_read() {
-        let text = "apiVersion: \"v1\"\r\nkind: 'Service'\r\nmetadata:\r\n  name: web\r\n---\r\n".repeat(1)
+        let text = "apiVersion: \"v1\"\r\nkind: 'Service'\r\nmetadata:\r\n  name: web\r\n---\r\n".to_owned()
             + SERVICE;
         assert_eq!(names(&parse_all(Format::Yaml, &text)), ["Service default/web", "Service default/web"]);
     }

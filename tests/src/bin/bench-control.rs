@@ -1,0 +1,198 @@
+//! `cargo xtask bench control`: how long the control plane needs, on real BPF maps, for everything and for one change.
+//! Needs root. Prints a table; `--json FILE` writes the rows as JSON.
+
+use std::{env, fs, path::PathBuf, time::Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use k8s_openapi::{
+    api::{
+        core::v1::{Service, ServicePort, ServiceSpec},
+        discovery::v1::{Endpoint, EndpointPort, EndpointSlice},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use lb_agent::{
+    maps::bpf::BpfMaps,
+    model::node::NodeAddresses,
+    reconcile::{ReconcileConfig, Reconciler, SyncOutcome},
+    source::{Change, Kind, Object},
+};
+use lb_tests::pinned_maps::PinnedMaps;
+use serde::Serialize;
+
+const ENDPOINTS_PER_SERVICE: usize = 10;
+const CHANGES: usize = 1000;
+
+/// One figure.
+#[derive(Serialize)]
+struct Row {
+    suite: &'static str,
+    case: String,
+    unit: &'static str,
+    median: f64,
+    min: f64,
+    max: f64,
+    target: f64,
+    met: bool,
+}
+
+impl Row {
+    fn new(case: String, unit: &'static str, mut samples: Vec<f64>, target: f64) -> Self {
+        samples.sort_unstable_by(f64::total_cmp);
+        let (median, min) = (samples[samples.len() / 2], samples[0]);
+        let max = samples[samples.len() - 1];
+        Self { suite: "control", case, unit, median, min, max, target, met: median <= target }
+    }
+}
+
+struct Arguments {
+    services: usize,
+    json: Option<PathBuf>,
+}
+
+fn main() -> Result<()> {
+    let arguments = parse_arguments()?;
+    let pins = PinnedMaps::create(&[])?;
+    let mut rows = Vec::new();
+    let size =
+        format!("{} services, {} endpoints", arguments.services, arguments.services * ENDPOINTS_PER_SERVICE);
+
+    let config = ReconcileConfig { node_name: "node-0".to_owned(), ..ReconcileConfig::default() };
+    let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config.clone())?;
+    rows.push(Row::new(
+        format!("first sync, {size}"),
+        "ms",
+        vec![first_sync(&mut reconciler, arguments.services)?],
+        2000.0,
+    ));
+    let changes = (0..CHANGES).map(|round| one_change(&mut reconciler, arguments.services, round));
+    rows.push(Row::new(format!("one endpoint changes, {size}"), "ms", changes.collect::<Result<_>>()?, 10.0));
+    rows.push(Row::new(format!("peak memory, {size}"), "MiB", vec![peak_memory_mib()?], 150.0));
+    let started = Instant::now();
+    ensure!(!reconciler.verify()?, "the mirror differs from the maps");
+    rows.push(Row::new(format!("full check, {size}"), "ms", vec![milliseconds(started)], 2000.0));
+    drop(reconciler);
+
+    let started = Instant::now();
+    let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config)?;
+    let restored = milliseconds(started);
+    rows.push(Row::new(format!("restore ids, {size}"), "ms", vec![restored], 2000.0));
+    rows.push(Row::new(
+        format!("sync after restart, {size}"),
+        "ms",
+        vec![first_sync(&mut reconciler, arguments.services)?],
+        2000.0,
+    ));
+
+    print(&rows);
+    if let Some(path) = arguments.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    ensure!(rows.iter().all(|row| row.met), "a target was missed");
+    Ok(())
+}
+
+fn parse_arguments() -> Result<Arguments> {
+    let mut arguments = Arguments { services: 10_000, json: None };
+    let mut words = env::args().skip(1);
+    while let Some(word) = words.next() {
+        let value = words.next().with_context(|| format!("{word}: value missing"))?;
+        match word.as_str() {
+            "--services" => arguments.services = value.parse().context("--services: a number is needed")?,
+            "--json" => arguments.json = Some(value.into()),
+            _ => anyhow::bail!("unknown argument {word}: --services N and --json FILE are known"),
+        }
+    }
+    ensure!((1..=26_000).contains(&arguments.services), "--services: 1 to 26000");
+    Ok(arguments)
+}
+
+/// Everything is delivered, converted and written; in milliseconds. The objects are made while the clock stands.
+fn first_sync(reconciler: &mut Reconciler<BpfMaps>, services: usize) -> Result<f64> {
+    reconciler.set_node_addresses(NodeAddresses(["192.0.2.10".parse()?].into()));
+    let mut spent = 0.0;
+    for index in 0..services {
+        let (service, slice) = (Change::Applied(service(index)), Change::Applied(slice(index, 0)));
+        let started = Instant::now();
+        reconciler.apply_change(service);
+        reconciler.apply_change(slice);
+        spent += milliseconds(started);
+    }
+    let started = Instant::now();
+    reconciler.apply_change(Change::Synced(Kind::Service));
+    reconciler.apply_change(Change::Synced(Kind::EndpointSlice));
+    let outcome = reconciler.sync()?;
+    ensure!(matches!(outcome, SyncOutcome::Done { services: done, .. } if done == services), "{outcome:?}");
+    Ok(spent + milliseconds(started))
+}
+
+/// One endpoint of one service gets another address; in milliseconds.
+fn one_change(reconciler: &mut Reconciler<BpfMaps>, services: usize, round: usize) -> Result<f64> {
+    let change = Change::Applied(slice(round * 7919 % services, 1 + round));
+    let started = Instant::now();
+    reconciler.apply_change(change);
+    let outcome = reconciler.sync()?;
+    let spent = milliseconds(started);
+    ensure!(matches!(outcome, SyncOutcome::Done { services: 1, writes } if writes > 0), "{outcome:?}");
+    Ok(spent)
+}
+
+fn milliseconds(since: Instant) -> f64 {
+    since.elapsed().as_secs_f64() * 1e3
+}
+
+fn metadata(name: String) -> ObjectMeta {
+    ObjectMeta { name: Some(name), namespace: Some("default".to_owned()), ..ObjectMeta::default() }
+}
+
+fn service(index: usize) -> Object {
+    let port = ServicePort { port: 80, protocol: Some("TCP".to_owned()), ..ServicePort::default() };
+    let spec = ServiceSpec {
+        cluster_ip: Some(format!("10.96.{}.{}", index / 256, index % 256)),
+        ports: Some(vec![port]),
+        ..ServiceSpec::default()
+    };
+    let metadata = metadata(format!("service-{index}"));
+    Object::Service(Box::new(Service { metadata, spec: Some(spec), ..Service::default() }))
+}
+
+/// The service's endpoints; a `round` other than 0 gives the last of them an address of its own.
+fn slice(index: usize, round: usize) -> Object {
+    let endpoints = (0..ENDPOINTS_PER_SERVICE).map(|number| {
+        let id = index * ENDPOINTS_PER_SERVICE + number;
+        let is_changed = round > 0 && number == ENDPOINTS_PER_SERVICE - 1;
+        let net = if is_changed { 140 + round % 100 } else { 128 + (id >> 16) };
+        Endpoint {
+            addresses: vec![format!("10.{net}.{}.{}", (id >> 8) % 256, id % 256)],
+            node_name: Some(format!("node-{}", id % 100)),
+            ..Endpoint::default()
+        }
+    });
+    let name = Some(String::new());
+    let mut metadata = metadata(format!("service-{index}-1"));
+    metadata.labels = Some([("kubernetes.io/service-name".to_owned(), format!("service-{index}"))].into());
+    Object::EndpointSlice(Box::new(EndpointSlice {
+        address_type: "IPv4".to_owned(),
+        endpoints: Some(endpoints.collect()),
+        ports: Some(vec![EndpointPort { name, port: Some(8080), ..EndpointPort::default() }]),
+        metadata,
+    }))
+}
+
+/// The largest resident size this process had, from `/proc/self/status` (`VmHWM`).
+fn peak_memory_mib() -> Result<f64> {
+    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
+    let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(kib / 1024.0)
+}
+
+fn print(rows: &[Row]) {
+    println!("{:<55} {:>10} {:>10} {:>10} {:>10}  unit", "case", "median", "min", "max", "target");
+    for row in rows {
+        let Row { case, unit, median, min, max, target, met, .. } = row;
+        let met = if *met { "met" } else { "MISSED" };
+        println!("{case:<55} {median:>10.3} {min:>10.3} {max:>10.3} {target:>10.0}  {unit:<4} {met}");
+    }
+}

@@ -1,0 +1,120 @@
+//! The control plane on real BPF maps. Needs root.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
+
+use std::fs;
+
+use lb_agent::{
+    maps::{Maps, bpf::BpfMaps},
+    model::node::NodeAddresses,
+    reconcile::{ReconcileConfig, Reconciler},
+    source::{Change, Kind, ObjectRef},
+};
+use lb_tests::{
+    pinned_maps::PinnedMaps,
+    script::{parse_objects, testdata},
+};
+
+/// A control plane that has been given these manifests and not written yet.
+fn reconciler(pins: &PinnedMaps, manifests: &[&str]) -> Reconciler<BpfMaps> {
+    let config =
+        ReconcileConfig { node_name: "node-a".to_owned(), first_id: Some(1), ..ReconcileConfig::default() };
+    let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir()).unwrap(), config).unwrap();
+    reconciler.set_node_addresses(NodeAddresses(
+        ["192.0.2.10", "2001:db8::10"].map(|ip| ip.parse().unwrap()).into(),
+    ));
+    for manifest in manifests {
+        let text = fs::read_to_string(testdata().join("manifests").join(manifest)).unwrap();
+        parse_objects(&text)
+            .unwrap()
+            .into_iter()
+            .for_each(|object| reconciler.apply_change(Change::Applied(object)));
+    }
+    reconciler.apply_change(Change::Synced(Kind::Service));
+    reconciler.apply_change(Change::Synced(Kind::EndpointSlice));
+    reconciler
+}
+
+/// The dump a script of the control plane expects after its first `apply`.
+fn expected(script: &str) -> String {
+    let text = fs::read_to_string(testdata().join("control_plane").join(script)).unwrap();
+    let after = text.split("== maps\n").nth(1).unwrap();
+    after.split("\n== ").next().unwrap().trim_end().to_owned() + "\n"
+}
+
+#[test]
+fn the_kernel_holds_what_the_scripts_expect_and_lets_it_go_again() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    for manifest in ["dual-stack", "loadbalancer", "nodeport"] {
+        let mut reconciler = reconciler(&pins, &[&format!("{manifest}.yaml")]);
+        // The maps are used again; what the former round left is deleted, and generations are never reset.
+        reconciler.sync().unwrap();
+        assert!(!reconciler.verify().unwrap(), "the mirror equals the kernel's maps");
+        let dump = reconciler.maps_mut().dump().unwrap();
+        assert_eq!(dump.inconsistencies(), Vec::<String>::new());
+        if manifest == "dual-stack" {
+            assert_eq!(dump.to_string(), expected("dual-stack.txt"));
+        }
+    }
+    let mut empty = reconciler(&pins, &[]);
+    empty.sync().unwrap();
+    let dump = empty.maps_mut().dump().unwrap();
+    let lines = dump.to_string();
+    assert!(lines.lines().all(|line| line.starts_with("GENERATION ")), "{lines}");
+}
+
+#[test]
+fn a_fresh_agent_finds_its_ids_and_changes_generations_only() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut first = reconciler(&pins, &["dual-stack.yaml", "loadbalancer.yaml"]);
+    first.sync().unwrap();
+    let before = first.maps_mut().dump().unwrap();
+    drop(first);
+    let mut second = reconciler(&pins, &["dual-stack.yaml", "loadbalancer.yaml"]);
+    second.sync().unwrap();
+    let mut after = second.maps_mut().dump().unwrap();
+    after.generations.iter_mut().for_each(|(_, generation)| *generation -= 1);
+    assert_eq!(after, before, "spec 8.14");
+}
+
+#[test]
+fn a_map_that_is_too_small_says_so_and_costs_only_what_does_not_fit() {
+    let pins = PinnedMaps::create(&[("FRONTENDS6", 1)]).unwrap();
+    let mut reconciler = reconciler(&pins, &["dual-stack.yaml", "nodeport.yaml"]);
+    let error = reconciler.sync().unwrap_err().to_string();
+    assert!(error.ends_with("map FRONTENDS6 is full (1 entries); raise --max-frontends"), "{error}");
+    let dump = reconciler.maps_mut().dump().unwrap();
+    assert_eq!((dump.v6.frontends.len(), dump.v4.frontends.len()), (1, 10), "IPv4 is complete");
+    assert!(dump.inconsistencies().is_empty());
+    let report = reconciler.report();
+    assert_eq!((report.failures, report.synced), (1, false));
+    assert!(report.last_error.is_some());
+
+    // Room again: the wish is still there.
+    let id = ObjectRef { kind: Kind::Service, namespace: "kube-system".to_owned(), name: "dns".to_owned() };
+    reconciler.apply_change(Change::Deleted(id));
+    reconciler.sync().unwrap();
+    assert!(reconciler.maps_mut().dump().unwrap().v6.frontends.is_empty());
+}
+
+#[test]
+fn what_somebody_else_changed_is_found_and_repaired() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut reconciler = reconciler(&pins, &["dual-stack.yaml"]);
+    reconciler.sync().unwrap();
+    let before = reconciler.maps_mut().dump().unwrap();
+    let mut stranger = BpfMaps::open(pins.dir()).unwrap();
+    for write in lb_agent::diff::diff(&before, &Default::default()) {
+        stranger.apply(&write).unwrap();
+    }
+    assert!(reconciler.verify().unwrap());
+    reconciler.sync().unwrap();
+    assert_eq!(reconciler.maps_mut().dump().unwrap(), before);
+    assert_eq!(reconciler.report().repairs, 1);
+}
+
+#[test]
+fn a_directory_without_maps_is_named() {
+    let error = BpfMaps::open("/sys/fs/bpf/lb-tests-nowhere".as_ref()).err().unwrap().to_string();
+    assert!(error.starts_with("open map FRONTENDS4 at /sys/fs/bpf/lb-tests-nowhere/FRONTENDS4: "), "{error}");
+}
