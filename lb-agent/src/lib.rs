@@ -9,12 +9,21 @@
 //! `reconcile` is the loop around it; `datapath` loads and attaches the programs; `cli` and `report` are what an
 //! operator sees.
 
-pub mod convert;
-pub mod desired;
-pub mod diff;
-pub mod maps;
-pub mod model;
-pub mod reconcile;
-pub mod report;
-pub mod select;
+// Blank lines keep rustfmt from sorting them.
 pub mod source;
+
+pub mod convert;
+
+pub mod model;
+
+pub mod select;
+
+pub mod desired;
+
+pub mod diff;
+
+pub mod maps;
+
+pub mod reconcile;
+
+pub mod report;
