@@ -36,7 +36,7 @@ use lb_common::{
 
 use crate::maps::{FamilyState, FamilyWrite, MapFamily, MapState, Write};
 
-pub use apply::apply;
+pub use apply::{Failed, apply};
 
 /// Writes in the order in which they are safe.
 pub type Plan = Vec<Write>;

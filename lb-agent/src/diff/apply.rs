@@ -13,10 +13,16 @@ use crate::maps::{FamilyWrite, MapError, MapFamily, MapState, Maps, Write};
 
 /// Makes the writes of `plan`, in order. Those that succeed are entered in `have` and leave `delta`; one that fails
 /// stays there, and with it every later write that is only safe after it. All others go on: a full map or a bad
-/// moment costs what depends on it and nothing else. Returns the errors.
-pub fn apply<M: Maps>(maps: &mut M, have: &mut MapState, delta: &mut Delta, plan: &Plan) -> Vec<MapError> {
+/// moment costs what depends on it and nothing else. Of the errors it
+/// returns the first and the number: a map that is far too small fails a hundred thousand times.
+pub fn apply<M: Maps>(
+    maps: &mut M,
+    have: &mut MapState,
+    delta: &mut Delta,
+    plan: &Plan,
+) -> Result<(), Failed> {
     let mut blocked = Blocked::default();
-    let mut errors = Vec::new();
+    let mut failed: Option<Failed> = None;
     for write in plan {
         if blocked.forbids(write) {
             blocked.note(write, have);
@@ -29,11 +35,24 @@ pub fn apply<M: Maps>(maps: &mut M, have: &mut MapState, delta: &mut Delta, plan
             }
             Err(error) => {
                 blocked.note(write, have);
-                errors.push(error);
+                match &mut failed {
+                    Some(failed) => failed.count += 1,
+                    None => failed = Some(Failed { first: error, count: 1 }),
+                }
             }
         }
     }
-    errors
+    failed.map_or(Ok(()), Err)
+}
+
+/// Writes of a plan that failed. They, and those that had to wait for them, are still wanted.
+#[derive(Debug, thiserror::Error)]
+#[error("{count} writes failed, the first: {first}")]
+pub struct Failed {
+    /// The first error.
+    pub first: MapError,
+    /// How many writes failed.
+    pub count: usize,
 }
 
 /// What writes that were not made stand in the way of.
