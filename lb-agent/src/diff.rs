@@ -22,17 +22,21 @@
 //! Runs that no frontend points to any more need no write: nobody reads them. They are written afresh by a later
 //! plan, never by the same one, so a program that read the old frontend an instant ago still finds its old run.
 
+mod apply;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::{BackendValue, MemberKey, MemberValue},
     family::{Family, V4, V6},
-    frontend::{FrontendFlags, FrontendKey, FrontendValue, Run},
+    frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
-use crate::maps::{FamilyState, FamilyWrite, MapError, MapFamily, MapState, Maps, Write};
+use crate::maps::{FamilyState, FamilyWrite, MapFamily, MapState, Write};
+
+pub use apply::{Failed, apply};
 
 /// Writes in the order in which they are safe.
 pub type Plan = Vec<Write>;
@@ -355,114 +359,6 @@ impl Pending {
         }
         self.service_ports.extend(delta.source_ranges.keys().map(|key| key.data.service_port));
         self.backends.extend(delta.backends.keys());
-    }
-}
-
-/// Makes the writes of `plan`, in order. Those that succeed are entered in `have` and leave `delta`; one that fails
-/// stays there, and with it every later write that is only safe after it. All others go on: a full map or a bad
-/// moment costs what depends on it and nothing else. Returns the errors.
-pub fn apply<M: Maps>(maps: &mut M, have: &mut MapState, delta: &mut Delta, plan: &Plan) -> Vec<MapError> {
-    let mut blocked = Blocked::default();
-    let mut errors = Vec::new();
-    for write in plan {
-        if blocked.forbids(write) {
-            blocked.note(write, have);
-            continue;
-        }
-        match maps.apply(write) {
-            Ok(()) => {
-                have.apply(write);
-                delta.confirm(write);
-            }
-            Err(error) => {
-                blocked.note(write, have);
-                errors.push(error);
-            }
-        }
-    }
-    errors
-}
-
-/// What writes that were not made stand in the way of.
-#[derive(Debug, Default)]
-struct Blocked {
-    /// Backends that were to be written: no slot and no member may name them.
-    backends: BTreeSet<BackendId>,
-    /// Service ports that lack a member or source range: their frontends keep their values.
-    service_ports: BTreeSet<ServicePortId>,
-    /// Slots that were to be written: no frontend may point to them.
-    slots: BTreeSet<u32>,
-    /// Service ports with a frontend that keeps its former value: their members stay.
-    former_frontends: BTreeSet<ServicePortId>,
-    /// Service ports with a frontend that stays restricted although it should not be: their source ranges stay.
-    restricted: BTreeSet<ServicePortId>,
-    /// Service ports with a member that stays: the generation moves when it has gone.
-    former_members: BTreeSet<ServicePortId>,
-    /// Backends that are still members somewhere.
-    in_use: BTreeSet<BackendId>,
-}
-
-impl Blocked {
-    fn forbids(&self, write: &Write) -> bool {
-        match write {
-            Write::V4(write) => self.forbids_family(write),
-            Write::V6(write) => self.forbids_family(write),
-            Write::Member(key, Some(_)) => self.backends.contains(&key.backend),
-            Write::Member(key, None) => self.former_frontends.contains(&key.service_port),
-            Write::Slot(_, backend) => self.backends.contains(backend),
-            Write::Generation(id, _) => self.former_members.contains(id),
-        }
-    }
-
-    fn forbids_family<F: Family>(&self, write: &FamilyWrite<F>) -> bool {
-        match write {
-            FamilyWrite::Frontend(_, Some(value)) => {
-                self.service_ports.contains(&value.service_port)
-                    || [value.internal, value.external]
-                        .iter()
-                        .any(|run| self.slots.range(slots_of(*run)).next().is_some())
-            }
-            FamilyWrite::SourceRange(key, None) => self.restricted.contains(&key.data.service_port),
-            FamilyWrite::Backend(id, None) => self.in_use.contains(id),
-            _ => false,
-        }
-    }
-
-    /// `write` was not made.
-    fn note(&mut self, write: &Write, have: &MapState) {
-        match write {
-            Write::V4(write) => self.note_family(write, have),
-            Write::V6(write) => self.note_family(write, have),
-            Write::Member(key, Some(_)) => {
-                self.service_ports.insert(key.service_port);
-                if have.members.contains_key(key) {
-                    self.former_members.insert(key.service_port);
-                }
-            }
-            Write::Member(key, None) => {
-                self.former_members.insert(key.service_port);
-                self.in_use.insert(key.backend);
-            }
-            Write::Slot(index, _) => drop(self.slots.insert(*index)),
-            Write::Generation(..) => {}
-        }
-    }
-
-    fn note_family<F: MapFamily>(&mut self, write: &FamilyWrite<F>, have: &MapState) {
-        match write {
-            FamilyWrite::Backend(id, Some(_)) => drop(self.backends.insert(*id)),
-            FamilyWrite::SourceRange(key, Some(_)) => drop(self.service_ports.insert(key.data.service_port)),
-            FamilyWrite::Frontend(key, value) => {
-                // A frontend that does not exist yet holds on to nothing.
-                let Some(former) = F::of(have).frontends.get(key) else { return };
-                self.former_frontends.insert(former.service_port);
-                let is_restricted = |value: &FrontendValue| value.flags.has(FrontendFlags::SOURCE_RANGES);
-                if is_restricted(former) && !value.as_ref().is_some_and(is_restricted) {
-                    self.restricted.insert(former.service_port);
-                }
-            }
-            _ => {}
-        }
     }
 }
 

@@ -10,7 +10,6 @@
 //! operator sees.
 
 pub mod source;
-
 pub mod convert;
 pub mod model;
 pub mod select;
@@ -18,10 +17,10 @@ pub mod desired;
 pub mod diff;
 pub mod maps;
 pub mod reconcile;
-pub mod admin;
-pub mod cli;
-pub mod config;
-pub mod conntrack_gc;
 pub mod datapath;
-pub mod inspect;
+pub mod conntrack_gc;
 pub mod report;
+pub mod admin;
+pub mod inspect;
+pub mod config;
+pub mod cli;

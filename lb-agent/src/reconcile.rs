@@ -19,7 +19,7 @@ use ipnet::IpNet;
 use crate::{
     convert::Rules,
     desired::{Desired, Exhausted, Surroundings, Target},
-    diff::{Delta, apply},
+    diff::{Delta, Failed, apply},
     maps::{MapError, MapState, Maps},
     model::{Dirty, Model, node::NodeAddresses, service::ServiceName},
     report::SyncReport,
@@ -159,11 +159,9 @@ impl<M: Maps> Reconciler<M> {
         self.reclaim();
         let (services, exhausted) = self.compute();
         let plan = self.delta.plan(&self.have);
-        let failed = apply(&mut self.maps, &mut self.have, &mut self.delta, &plan);
-        let mut faults = exhausted.into_iter().map(Fault::from).chain(failed.into_iter().map(Fault::from));
-        match faults.next() {
-            Some(first) => {
-                let error = SyncError { count: 1 + faults.count(), first };
+        let written = apply(&mut self.maps, &mut self.have, &mut self.delta, &plan);
+        match first_fault(exhausted, written) {
+            Some(error) => {
                 self.stats.failures += 1;
                 self.stats.last_error = Some(error.to_string());
                 Err(error)
@@ -275,6 +273,13 @@ impl<M: Maps> Reconciler<M> {
     pub fn into_maps(self) -> M {
         self.maps
     }
+}
+
+fn first_fault(exhausted: Vec<Exhausted>, written: Result<(), Failed>) -> Option<SyncError> {
+    let count = exhausted.len() + written.as_ref().err().map_or(0, |failed| failed.count);
+    let exhausted = exhausted.into_iter().next().map(Fault::from);
+    let first = exhausted.or_else(|| written.err().map(|failed| Fault::from(failed.first)))?;
+    Some(SyncError { count, first })
 }
 
 /// Any number: where ids start, so that an agent without memory does not repeat what its predecessor gave out.

@@ -14,7 +14,7 @@ use k8s_openapi::{
 };
 use lb_agent::{
     maps::{
-        FamilyState, MapFamily, MapState, Maps,
+        Capacity, FamilyState, MapFamily, MapState, Maps,
         dump::frontend_address,
         fake::{FakeMaps, Faults},
     },
@@ -142,6 +142,8 @@ impl World {
     fn new(faults: Faults) -> Self {
         let mut maps = FakeMaps::default();
         maps.set_faults(faults);
+        // Little more than the largest world needs, so that ids and slots come round again.
+        maps.capacity = Capacity { service_ports: 16, backends: 48, slots: 200 };
         let (objects, addresses) = (BTreeMap::new(), NodeAddresses::default());
         Self { reconciler: Some(start(maps, &objects, &addresses)), objects, addresses }
     }
@@ -308,6 +310,7 @@ fn nothing_is_written_before_services_and_slices_have_both_been_delivered() {
 #[test]
 fn a_freed_id_is_not_given_out_again_soon() {
     let mut world = World::new(Faults::default());
+    world.reconciler = Some(start(FakeMaps::default(), &world.objects, &world.addresses));
     let mut given = BTreeSet::new();
     for _ in 0..50 {
         world.apply(service(1, 1, (None, false, false, false)));

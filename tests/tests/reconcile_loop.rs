@@ -1,6 +1,6 @@
 //! The reconcile loop with its clock: at once, not too often, again after a failure, in full now and then.
 
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
 use std::{fs, time::Duration};
 

@@ -7,12 +7,13 @@
 pub mod claims;
 pub mod frontends;
 pub mod ids;
+mod restore;
 pub mod runs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
-    backend::{BackendFlags, MemberKey, MemberSets, MemberValue},
+    backend::{MemberKey, MemberSets, MemberValue},
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
@@ -27,7 +28,7 @@ use crate::{
         runs::RunPool,
     },
     diff::{Delta, DeltaFamily, Pending},
-    maps::{Capacity, MapState},
+    maps::MapState,
     model::{
         Model,
         backend::{Backend, BackendAddress, gather},
@@ -173,75 +174,6 @@ struct Sets {
 }
 
 impl Desired {
-    /// Knows what the maps hold, but not yet whose it is. Fresh ids start near `first_id`.
-    pub fn restore(have: &MapState, capacity: Capacity, first_id: u32) -> Self {
-        let mut ports: BTreeMap<ServicePortId, PortRecord> = BTreeMap::new();
-        restore_family::<V4>(&mut ports, have);
-        restore_family::<V6>(&mut ports, have);
-        let mut backends = BackendTable::restore(have, IdPool::new(capacity.backends, first_id));
-        let mut members: BTreeMap<ServicePortId, Vec<Membership>> = BTreeMap::new();
-        for (key, value) in &have.members {
-            let is_local = is_local::<V4>(have, key.backend) || is_local::<V6>(have, key.backend);
-            let member = Membership { backend: key.backend, state: value.state, sets: value.sets, is_local };
-            backends.add(&member);
-            members.entry(key.service_port).or_default().push(member);
-        }
-        for (id, members) in members {
-            ports.entry(id).or_default().members = members.into();
-        }
-        let mut port_ids = IdPool::new(capacity.service_ports, first_id);
-        ports.keys().for_each(|id| port_ids.claim(id.0));
-        Self {
-            ports,
-            by_service: HashMap::new(),
-            port_ids,
-            backends,
-            runs: RunPool::new(capacity.slots, have.runs()),
-            contested4: Contested::default(),
-            contested6: Contested::default(),
-        }
-    }
-
-    /// Recognises the service ports of `model` by the frontends they had: ClusterIPs first, because a NodePort or an
-    /// external address may have gone from one Service to another while the agent was away.
-    pub fn adopt(&mut self, around: Surroundings<'_>, have: &MapState) {
-        let mut services: Vec<_> = around.model.services().collect();
-        services.sort_unstable_by_key(|(name, _)| *name);
-        for only_cluster_ip in [true, false] {
-            for (name, service) in &services {
-                for port in &service.ports {
-                    let known = self.by_service.get(*name).into_iter().flatten();
-                    if !known.into_iter().any(|id| self.is_port(*id, &port.name)) {
-                        self.adopt_port::<V4>((name, service, port), only_cluster_ip, around.addresses, have);
-                        self.adopt_port::<V6>((name, service, port), only_cluster_ip, around.addresses, have);
-                    }
-                }
-            }
-        }
-    }
-
-    fn adopt_port<F: RecordFamily>(
-        &mut self,
-        (name, service, port): (&ServiceName, &Service, &Port),
-        only_cluster_ip: bool,
-        addresses: &NodeAddresses,
-        have: &MapState,
-    ) {
-        let origin = Origin { service, port, id: ServicePortId::NONE };
-        let keys = frontends::frontends::<F>(origin, Runs::default(), addresses);
-        let keys = keys.keys().filter(|key| !only_cluster_ip || service.cluster_ip::<F>() == Some(key.addr));
-        for id in keys.filter_map(|key| F::of(have).frontends.get(key)).map(|value| value.service_port) {
-            let known = self.by_service.entry(name.clone()).or_default();
-            if known.iter().any(|id| self.ports.get(id).is_some_and(|record| is_named(record, &port.name))) {
-                return;
-            }
-            if let Some(record) = self.ports.get_mut(&id).filter(|record| record.owner.is_none()) {
-                record.owner = Some(owner(name, service, port));
-                known.push(id);
-            }
-        }
-    }
-
     /// Wants what `name` needs, or nothing if there is no such Service (any more). On an error the service keeps
     /// what it had.
     pub fn update(
@@ -272,15 +204,6 @@ impl Desired {
             false => drop(self.by_service.insert(name.clone(), current)),
         }
         Ok(())
-    }
-
-    /// Wants everything gone that no Service has been recognised by: what was deleted while the agent was away (spec
-    /// 8.15).
-    pub fn remove_strays(&mut self, target: &mut Target<'_>) {
-        let strays: Vec<_> =
-            self.ports.iter().filter(|(_, record)| record.owner.is_none()).map(|(id, _)| *id).collect();
-        strays.into_iter().for_each(|id| self.remove_port(id, target));
-        self.backends.touch_all();
     }
 
     /// Wants the backends of all services as they are by now. Last step of a computation.
@@ -549,10 +472,6 @@ fn is_named(record: &PortRecord, name: &PortName) -> bool {
     record.owner.as_ref().is_some_and(|owner| owner.port == *name)
 }
 
-fn is_local<F: DeltaFamily>(have: &MapState, id: BackendId) -> bool {
-    F::of(have).backends.get(&id).is_some_and(|value| value.flags.has(BackendFlags::LOCAL))
-}
-
 fn address(backend: &Backend<'_>, port: &Port) -> BackendAddress {
     BackendAddress { addr: backend.host.addr, port: backend.port, protocol: port.name.protocol }
 }
@@ -567,24 +486,6 @@ fn policies<F: Family>(service: &Service, port: &Port) -> Policies {
 
 fn slots(set: &[BackendId]) -> u32 {
     u32::try_from(set.len()).unwrap_or(u32::MAX)
-}
-
-/// Sorts what the maps of one family hold by service port.
-fn restore_family<F: RecordFamily>(ports: &mut BTreeMap<ServicePortId, PortRecord>, have: &MapState) {
-    for (key, value) in &F::of(have).frontends {
-        let record = ports.entry(value.service_port).or_default();
-        F::record_mut(record).frontends.insert(*key, *value);
-        let runs = [value.internal, value.external].into_iter().filter(|run| run.count > 0);
-        let runs: BTreeSet<_> = runs.chain(record.runs.iter().copied()).collect();
-        record.runs = runs.into_iter().collect();
-    }
-    let mut ranges: BTreeMap<ServicePortId, Vec<SourceRangeKey<F>>> = BTreeMap::new();
-    for key in F::of(have).source_ranges.keys() {
-        ranges.entry(key.data.service_port).or_default().push(*key);
-    }
-    for (id, ranges) in ranges {
-        F::record_mut(ports.entry(id).or_default()).source_ranges = ranges.into();
-    }
 }
 
 impl PortRecord {

@@ -21,7 +21,7 @@ use crate::{
 pub struct Inputs {
     /// From the sources.
     pub changes: mpsc::Receiver<Change>,
-    /// From netlink.
+    /// From netlink. The first value must be the real one: NodePorts on addresses that it lacks go at the first sync.
     pub node_addresses: watch::Receiver<NodeAddresses>,
     /// From operators.
     pub queries: mpsc::Receiver<Query>,
