@@ -230,8 +230,7 @@ async fn a_watch_that_is_gone_lists_again_whichever_way_it_is_told() -> Outcome 
         running.changes.forget_log();
         server.inject(fault);
         server.break_watches();
-        let listed =
-            |changes: &Changes| changes.log.iter().filter(|entry| entry.starts_with("synced")).count() >= 4;
+        let listed = |changes: &Changes| changes.log.iter().any(|entry| entry.starts_with("synced"));
         running.changes.until("a list", listed).await.with_context(|| format!("{fault:?}"))?;
         assert!(!running.changes.log.iter().any(|entry| entry.starts_with('-')), "{:?}", running.changes.log);
     }
