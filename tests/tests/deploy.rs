@@ -46,7 +46,7 @@ fn object<T: DeserializeOwned>(objects: &[Value], kind: &str) -> anyhow::Result<
 
 fn pod(objects: &[Value]) -> anyhow::Result<PodSpec> {
     let daemon_set: DaemonSet = object(objects, "DaemonSet")?;
-    daemon_set.spec.and_then(|spec| spec.template.spec).context("no Pod")
+    daemon_set.spec.template.spec.context("no Pod")
 }
 
 fn agent(objects: &[Value]) -> anyhow::Result<(PodSpec, Container)> {
@@ -139,7 +139,7 @@ fn it_runs_on_every_node_before_cluster_dns_does() -> anyhow::Result<()> {
     }
     assert!(container.resources.and_then(|resources| resources.requests).is_some());
     let daemon_set: DaemonSet = object(&objects, "DaemonSet")?;
-    let strategy = daemon_set.spec.and_then(|spec| spec.update_strategy).context("no strategy")?;
+    let strategy = daemon_set.spec.update_strategy.context("no strategy")?;
     assert!(strategy.rolling_update.and_then(|rolling| rolling.max_unavailable).is_some());
     Ok(())
 }
