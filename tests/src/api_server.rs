@@ -193,6 +193,7 @@ struct Shared {
     breaks: watch::Sender<u64>,
     faults: Mutex<VecDeque<Fault>>,
     requests: Mutex<Vec<String>>,
+    watches: watch::Sender<usize>,
     bookmark_interval: Duration,
 }
 
@@ -205,6 +206,7 @@ impl ApiServer {
             breaks: watch::Sender::default(),
             faults: Mutex::default(),
             requests: Mutex::default(),
+            watches: watch::Sender::default(),
             bookmark_interval: Duration::from_millis(100),
         });
         let mut server = Self { shared, address: SocketAddr::from(([127, 0, 0, 1], 0)), listener: None };
@@ -267,6 +269,12 @@ impl ApiServer {
     /// Breaks the connection of every watch.
     pub fn break_watches(&self) {
         self.shared.breaks.send_modify(|breaks| *breaks += 1);
+    }
+
+    /// Returns when this many watches have begun.
+    pub async fn until_watched(&self, count: usize) {
+        // The sender is ours, so there is always an end to wait for.
+        let _ = self.shared.watches.subscribe().wait_for(|begun| *begun >= count).await;
     }
 
     /// Path and query of every request so far.
@@ -481,6 +489,7 @@ impl Watch {
             breaks: shared.breaks.subscribe(),
             ended: false,
         };
+        shared.watches.send_modify(|begun| *begun += 1);
         let frames = stream::unfold(watch, |mut watch| async move {
             let frame = watch.next_frame().await?;
             Some((frame, watch))
