@@ -82,7 +82,20 @@ fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
         Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
         _ => None,
     };
+    #[cfg(feature = "log")]
+    log(&packet, verdict);
     action(verdict)
+}
+
+/// The development log: what became of each packet that was understood.
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log(packet: &TcPacket, verdict: Option<Verdict>) {
+    if let Some(verdict) = verdict {
+        let (ifindex, len) = (packet.ifindex(), packet.len());
+        let context = TcContext::new(packet.skb());
+        aya_log_ebpf::debug!(&context, "ifindex {} bytes {} verdict {}", ifindex, len, verdict as u32);
+    }
 }
 
 /// A packet of family `F`; `None` if it is nothing we know.

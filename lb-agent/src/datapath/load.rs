@@ -218,13 +218,27 @@ fn mismatch(map: &MapSpec, max_entries: u32, pinned: &PinnedMap) -> Option<(&'st
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut() {
         let loaded = match program {
-            Program::CgroupSockAddr(program) => program.load(),
-            Program::SchedClassifier(program) => program.load(),
+            Program::CgroupSockAddr(program) => patiently(|| program.load()),
+            Program::SchedClassifier(program) => patiently(|| program.load()),
             _ => continue,
         };
         loaded.map_err(|source| LoadError::Program { name: name.to_owned(), source })?;
     }
     Ok(())
+}
+
+/// Tries at a program whose verification a signal broke off.
+const VERIFY_TRIES: usize = 10;
+
+/// Loads a program. The verifier gives up with EAGAIN when a signal is pending; libbpf tries again too.
+fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+    for _ in 1..VERIFY_TRIES {
+        match load() {
+            Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {}
+            done => return done,
+        }
+    }
+    load()
 }
 
 /// Forwards the datapath's development log to the `log` facade for as long as the runtime lives, if the object was
