@@ -92,7 +92,7 @@ pub enum AttachError {
         /// The program.
         program: String,
         /// Why not.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// The device went away meanwhile.
     #[error("device {0} is gone")]
@@ -331,7 +331,7 @@ impl Attacher {
             fill_filter(program, name, hook.clsact()).map_err(|source| AttachError::Filter {
                 device: name.to_owned(),
                 program: program_name.to_owned(),
-                source,
+                source: Box::new(source),
             })?;
         }
         Ok(Mechanism::Clsact)

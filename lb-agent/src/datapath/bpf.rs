@@ -17,6 +17,7 @@ use std::{
 
 use bytemuck::{Pod, Zeroable};
 
+const BPF_MAP_GET_NEXT_KEY: c_long = 4;
 const BPF_PROG_LOAD: c_long = 5;
 const BPF_OBJ_PIN: c_long = 6;
 const BPF_OBJ_GET: c_long = 7;
@@ -186,6 +187,15 @@ struct ProgQuery {
     link_ids: u64,
     link_attach_flags: u64,
     revision: u64,
+}
+
+#[derive(Clone, Copy, Zeroable, Pod)]
+#[repr(C)]
+struct NextKey {
+    map_fd: u32,
+    _pad: u32,
+    key: u64,
+    next_key: u64,
 }
 
 #[derive(Clone, Copy, Zeroable, Pod)]
@@ -365,6 +375,29 @@ pub fn test_run(program: BorrowedFd<'_>, packet: &[u8]) -> io::Result<i32> {
     // nothing is written back but `attr` itself.
     unsafe { bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.retval as i32)
+}
+
+/// Number of entries of a map of any type with keys of `key_size` bytes; at most `limit`, since a map that changes
+/// meanwhile may lead in circles.
+pub fn count_keys(map: BorrowedFd<'_>, key_size: usize, limit: u32) -> io::Result<usize> {
+    let (mut key, mut next) = (vec![0u8; key_size], vec![0u8; key_size]);
+    let mut count = 0;
+    while count < limit as usize {
+        let mut attr = NextKey {
+            map_fd: raw(map),
+            _pad: 0,
+            key: if count == 0 { 0 } else { key.as_ptr() as u64 },
+            next_key: next.as_mut_ptr() as u64,
+        };
+        // SAFETY: `NextKey` is the layout of BPF_MAP_GET_NEXT_KEY; both buffers have the size of the map's keys.
+        match unsafe { bpf(BPF_MAP_GET_NEXT_KEY, &mut attr) } {
+            Ok(_) => count += 1,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
+            Err(error) => return Err(error),
+        }
+        std::mem::swap(&mut key, &mut next);
+    }
+    Ok(count)
 }
 
 /// Entries read at once by [`walk`], unless a bucket holds more.

@@ -1,0 +1,245 @@
+//! `lb-agent check`: what this kernel, this node and these privileges allow, each line with the remedy.
+//!
+//! What must stay true: it changes nothing on the node, and fails exactly if `run` would.
+
+use std::{fs, path::Path, process::Command};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::{Dirs, Output, print_json};
+use crate::{
+    config::{self, PortRange},
+    datapath::{
+        kernel::{self, Capabilities, Capability, Release},
+        pins,
+    },
+};
+
+/// Flags of `check`.
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    dirs: Dirs,
+    /// SNAT ports that `run` will be given.
+    #[arg(long, default_value_t = PortRange::default(), value_name = "MIN-MAX")]
+    snat_ports: PortRange,
+    /// A table to read, or JSON to process.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Level {
+    Ok,
+    Warn,
+    Fail,
+}
+
+/// One line.
+#[derive(Debug, Serialize)]
+struct Finding {
+    level: Level,
+    what: String,
+    remedy: &'static str,
+}
+
+fn ok(what: impl Into<String>) -> Finding {
+    Finding { level: Level::Ok, what: what.into(), remedy: "" }
+}
+
+fn warn(what: impl Into<String>, remedy: &'static str) -> Finding {
+    Finding { level: Level::Warn, what: what.into(), remedy }
+}
+
+fn fail(what: impl Into<String>, remedy: &'static str) -> Finding {
+    Finding { level: Level::Fail, what: what.into(), remedy }
+}
+
+/// Prints every finding; an error if one is a failure.
+pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    let mut findings = kernel_findings();
+    findings.extend(capability_findings());
+    findings.extend(mount_findings(&args.dirs.pin_dir));
+    findings.extend(sysctl_findings(args.snat_ports));
+    findings.extend(kube_proxy_findings());
+    if args.output == Output::Json {
+        print_json(&findings)?;
+    } else {
+        findings.iter().for_each(print_line);
+    }
+    let failures = findings.iter().filter(|finding| finding.level == Level::Fail).count();
+    if failures == 0 { Ok(()) } else { anyhow::bail!("{failures} checks failed") }
+}
+
+fn print_line(finding: &Finding) {
+    let level = match finding.level {
+        Level::Ok => "ok  ",
+        Level::Warn => "warn",
+        Level::Fail => "fail",
+    };
+    let separator = if finding.remedy.is_empty() { "" } else { ": " };
+    println!("{level}  {}{separator}{}", finding.what, finding.remedy);
+}
+
+fn kernel_findings() -> Vec<Finding> {
+    let Ok(release) = Release::running() else {
+        return vec![fail("kernel release unknown", "mount /proc")];
+    };
+    let mut findings = Vec::new();
+    findings.push(if release < Release::OLDEST {
+        fail(format!("Linux {release}"), "5.15 or later is needed")
+    } else {
+        ok(format!("Linux {release}"))
+    });
+    findings.push(if Path::new("/sys/kernel/btf/vmlinux").exists() {
+        ok("kernel BTF")
+    } else {
+        warn("no kernel BTF", "not needed to run; CONFIG_DEBUG_INFO_BTF helps bpftool")
+    });
+    findings.push(match read_trimmed("/proc/sys/net/core/bpf_jit_enable").as_deref() {
+        Some("0") => {
+            warn("the BPF JIT is off", "sysctl -w net.core.bpf_jit_enable=1 (programs run ten times slower)")
+        }
+        Some(_) => ok("BPF JIT"),
+        None => ok("BPF JIT (always on in this kernel)"),
+    });
+    findings.push(if release >= Release::TCX {
+        ok("tcx")
+    } else {
+        warn("no tcx (Linux 6.6)", "clsact qdiscs are used instead")
+    });
+    findings.push(if kernel::has_set_retval() {
+        ok("bpf_set_retval")
+    } else {
+        warn("no bpf_set_retval (Linux 5.18)", "refused connections fail with EPERM, not ECONNREFUSED")
+    });
+    findings
+}
+
+fn capability_findings() -> Vec<Finding> {
+    let (Ok(held), Ok(release)) = (Capabilities::effective(), Release::running()) else {
+        return vec![fail("capabilities unknown", "mount /proc")];
+    };
+    let missing = held.missing(release);
+    [Capability::BPF, Capability::NET_ADMIN, Capability::PERFMON, Capability::SYS_RESOURCE]
+        .into_iter()
+        .filter(|capability| *capability != Capability::SYS_RESOURCE || release < Release::MEMCG_ACCOUNTING)
+        .map(|capability| {
+            if missing.contains(&capability) {
+                fail(
+                    format!("no {}", capability.1),
+                    "run as root, or add it to the container's securityContext",
+                )
+            } else {
+                ok(capability.1)
+            }
+        })
+        .collect()
+}
+
+fn mount_findings(pin_dir: &Path) -> Vec<Finding> {
+    let existing = pin_dir.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"));
+    let can_mount = Capabilities::effective().is_ok_and(|held| held.has(Capability::SYS_ADMIN));
+    let bpffs = match pins::is_bpffs(existing) {
+        Ok(true) => ok(format!("bpffs at {}", existing.display())),
+        _ if can_mount && pin_dir.starts_with("/sys/fs/bpf") => {
+            ok("no bpffs yet; `run` mounts one on /sys/fs/bpf")
+        }
+        _ => fail(format!("{} is not on a bpffs", pin_dir.display()), "mount -t bpf bpf /sys/fs/bpf"),
+    };
+    let cgroup = match config::cgroup(None) {
+        Ok(path) => ok(format!("cgroup v2 at {}", path.display())),
+        Err(_) => fail("no cgroup v2 mount", "mount -t cgroup2 cgroup2 DIR, or give --cgroup"),
+    };
+    vec![bpffs, cgroup]
+}
+
+fn sysctl_findings(snat: PortRange) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if let Some((first, last)) =
+        read_trimmed("/proc/sys/net/ipv4/ip_local_port_range").as_deref().and_then(ports)
+    {
+        findings.push(if snat.min <= last && first <= snat.max {
+            warn(
+                format!("SNAT ports {snat} overlap ip_local_port_range {first}-{last}"),
+                "choose --snat-ports outside it, or a narrower range for the node's sockets",
+            )
+        } else {
+            ok(format!("SNAT ports {snat} are outside ip_local_port_range {first}-{last}"))
+        });
+        findings.push(if first <= 32767 && last >= 30000 {
+            warn(
+                format!("NodePorts 30000-32767 overlap ip_local_port_range {first}-{last}"),
+                "a socket of the node may get a NodePort as its source port; narrow the range",
+            )
+        } else {
+            ok("NodePorts are outside ip_local_port_range")
+        });
+    }
+    if read_trimmed("/proc/sys/net/ipv4/ip_forward").as_deref() == Some("0") {
+        findings.push(warn(
+            "net.ipv4.ip_forward is 0",
+            "sysctl -w net.ipv4.ip_forward=1, or pods are not reached",
+        ));
+    } else {
+        findings.push(ok("net.ipv4.ip_forward"));
+    }
+    if read_trimmed("/proc/sys/net/ipv4/conf/all/rp_filter").as_deref() == Some("1") {
+        findings.push(warn(
+            "net.ipv4.conf.all.rp_filter is 1 (strict)",
+            "packets on asymmetric ways are dropped by the kernel; 2 (loose) or 0 lets them pass",
+        ));
+    } else {
+        findings.push(ok("rp_filter is not strict"));
+    }
+    findings
+}
+
+/// The two numbers of `ip_local_port_range`.
+fn ports(text: &str) -> Option<(u16, u16)> {
+    let mut numbers = text.split_whitespace().map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+fn kube_proxy_findings() -> Vec<Finding> {
+    const REMEDY: &str = "stop kube-proxy and run `kube-proxy --cleanup` on this node";
+    let mut found = Vec::new();
+    for program in ["iptables-save", "ip6tables-save"] {
+        if output_of(program, &[]).is_some_and(|rules| rules.contains(":KUBE-SERVICES")) {
+            found.push(warn(format!("kube-proxy's chains in {program}"), REMEDY));
+        }
+    }
+    if output_of("nft", &["list", "tables"]).is_some_and(|tables| tables.contains("kube-proxy")) {
+        found.push(warn("kube-proxy's nftables tables", REMEDY));
+    }
+    // The file has three lines of heading.
+    if fs::read_to_string("/proc/net/ip_vs").is_ok_and(|table| table.lines().count() > 3) {
+        found.push(warn("IPVS services", REMEDY));
+    }
+    if found.is_empty() {
+        found.push(ok("no rules of kube-proxy found"));
+    }
+    found
+}
+
+fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
+    let output = Command::new(program).args(arguments).output().ok()?;
+    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+fn read_trimmed(path: &str) -> Option<String> {
+    fs::read_to_string(path).ok().map(|text| text.trim().to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn port_ranges_are_read_from_the_sysctl() {
+        assert_eq!(ports("32768\t60999"), Some((32768, 60999)));
+        assert_eq!(ports(""), None);
+    }
+}

@@ -1,0 +1,444 @@
+//! `lb-agent run`: wires the parts together, in an order in which nothing is attached that would answer wrongly.
+//!
+//! Fresh start: load, write devices and addresses, sync once, then attach. Until then the programs would find no
+//! service in the maps and let everything pass, which is harmless but says nothing about a node that is not ready.
+//! Restart: the maps still hold the last agent's services, in the same layout, so the programs are replaced at once,
+//! and a node whose API server is away still follows its pods.
+
+use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use clap::{ArgAction, Args, ValueEnum};
+use ipnet::IpNet;
+use lb_common::family::{V4, V6};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{Mutex, mpsc, watch},
+    task::JoinSet,
+    time::{interval, sleep},
+};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use super::{Dirs, events};
+use crate::{
+    admin::{self, Admin},
+    config::{self, Config, PortRange, Source},
+    conntrack_gc::{self, Connections},
+    datapath::{
+        OBJECT,
+        attach::{AttachMode, Attacher},
+        cleanup::retire_other_versions,
+        devices::{NodePortAddresses, Patterns},
+        follow::{FollowConfig, Follower},
+        load::{self, LoadConfig},
+    },
+    maps::bpf::BpfMaps,
+    reconcile::{
+        ReconcileConfig, Reconciler,
+        run::{self as reconcile, Inputs, Query, Timing},
+    },
+    source::{
+        Change,
+        file::FileSource,
+        kubernetes::{KubernetesConfig, KubernetesSource, SourceStatus},
+    },
+};
+
+/// Changes that may wait for the reconcile loop.
+const CHANGES: usize = 4096;
+/// Objects asked for at once.
+const PAGE_SIZE: u32 = 500;
+
+/// Flags of `run`.
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    dirs: Dirs,
+    /// This node's name in Kubernetes: endpoints with it are local. Default: the host name. Trimmed, lower case.
+    #[arg(long, env = "NODE_NAME", value_name = "NAME")]
+    node_name: Option<String>,
+    /// Read Service, EndpointSlice, Endpoints, Node and ServiceCIDR objects from the YAML and JSON files of this
+    /// directory and follow them; no cluster is needed.
+    #[arg(long, value_name = "DIR")]
+    manifests: Option<PathBuf>,
+    /// Follow the cluster of this kubeconfig. Without --manifests and --kubeconfig: the Pod's service account.
+    #[arg(long, value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Address of an API server (https://192.0.2.10:6443), in place of the configured one; repeat it for fail-over.
+    /// Give real addresses: the ClusterIP `kubernetes` works only once this agent does.
+    #[arg(long = "api-server", value_name = "URL")]
+    api_servers: Vec<String>,
+    /// The cgroup v2 directory whose processes are served by the socket programs. Default: the cgroup2 mount.
+    #[arg(long, value_name = "DIR")]
+    cgroup: Option<PathBuf>,
+    /// Devices towards the network, by name pattern (`eth*`), repeatable. Given: only these; default: found by rule.
+    #[arg(long, value_name = "PATTERN")]
+    uplink: Vec<String>,
+    /// Devices towards pods, by name pattern, repeatable. Given: only these; default: veth and netkit devices whose
+    /// other end is in another network namespace.
+    #[arg(long, value_name = "PATTERN")]
+    workload: Vec<String>,
+    /// Tunnel devices, by name pattern, repeatable. Given: only these; default: vxlan, geneve, ipip, WireGuard, ….
+    #[arg(long, value_name = "PATTERN")]
+    overlay: Vec<String>,
+    /// How tc programs are attached: tcx links (Linux 6.6), filters of a clsact qdisc, or auto: tcx where possible.
+    #[arg(long, default_value = "auto", value_name = "auto|tcx|clsact")]
+    attach: AttachMode,
+    /// Attach the socket programs. With `false` every packet is translated on its way instead, which costs more.
+    #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
+    socket_lb: bool,
+    /// Where NodePorts listen: `primary`, or CIDRs separated by commas; a list for one IP family closes the other.
+    /// Default: every local address.
+    #[arg(long, default_value = "", value_name = "LIST")]
+    nodeport_addresses: NodePortAddresses,
+    /// externalIPs outside these CIDRs (separated by commas) are refused. Default: none are.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    external_ip_cidrs: Vec<IpNet>,
+    /// Where /healthz is served; empty: nowhere.
+    #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
+    healthz_bind_address: String,
+    /// Milliseconds between two syncs: changes within are written together. Longer saves CPU, shorter reacts sooner.
+    #[arg(long, default_value_t = 100, value_name = "MS")]
+    min_sync_period: u64,
+    /// Seconds between comparisons of the maps with what was written; a difference is repaired.
+    #[arg(long, default_value_t = 3600, value_name = "S")]
+    full_sync_period: u64,
+    /// Seconds between collections of dead connections.
+    #[arg(long, default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    gc_period: u64,
+    #[command(flatten)]
+    sizes: Sizes,
+    /// Source ports for packets to backends on other nodes. Keep them outside ip_local_port_range and NodePorts.
+    #[arg(long, default_value_t = PortRange::default(), value_name = "MIN-MAX")]
+    snat_ports: PortRange,
+    /// Log one in N verdicts of the datapath; 0: none. Costs a ring buffer write each.
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    events_sample: u32,
+    /// Log lines to read, or JSON objects to collect.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// What to log: error, warn, info, debug, trace, or a filter (`info,lb_agent::datapath=debug`).
+    #[arg(long, env = "LB_LOG", default_value = "info", value_name = "FILTER")]
+    log_level: String,
+}
+
+/// Sizes of maps. Another size than that of the pinned map is an error at start, never a silent loss.
+#[derive(Debug, Args)]
+struct Sizes {
+    /// Frontends (address, port, protocol) per IP family. Default: 262144.
+    #[arg(long, value_name = "N")]
+    max_frontends: Option<u32>,
+    /// Backends per IP family. Default: 262144.
+    #[arg(long, value_name = "N")]
+    max_backends: Option<u32>,
+    /// Service ports. Default: 65536.
+    #[arg(long, value_name = "N")]
+    max_service_ports: Option<u32>,
+    /// Pairs of service port and backend. Default: 524288.
+    #[arg(long, value_name = "N")]
+    max_members: Option<u32>,
+    /// Slots; twice the members leaves room to write runs anew. Default: 1048576.
+    #[arg(long, value_name = "N")]
+    max_slots: Option<u32>,
+    /// loadBalancerSourceRanges entries per IP family. Default: 65536.
+    #[arg(long, value_name = "N")]
+    max_source_ranges: Option<u32>,
+    /// Connection entries per IP family, two per connection; the least recently used gives way. Default: 262144.
+    #[arg(long, value_name = "N")]
+    max_connections: Option<u32>,
+    /// Clients with session affinity per IP family; the least recently used gives way. Default: 65536.
+    #[arg(long, value_name = "N")]
+    max_affinity: Option<u32>,
+    /// Sockets shown the VIP they dialled, per IP family; the least recently used gives way. Default: 65536.
+    #[arg(long, value_name = "N")]
+    max_sock_rev_nat: Option<u32>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+impl Sizes {
+    fn in_order(&self) -> [Option<u32>; 9] {
+        [
+            self.max_frontends,
+            self.max_backends,
+            self.max_service_ports,
+            self.max_members,
+            self.max_slots,
+            self.max_source_ranges,
+            self.max_connections,
+            self.max_affinity,
+            self.max_sock_rev_nat,
+        ]
+    }
+}
+
+impl RunArgs {
+    fn into_config(self) -> anyhow::Result<Config> {
+        let healthz = match self.healthz_bind_address.as_str() {
+            "" => None,
+            text => {
+                Some(text.parse::<SocketAddr>().with_context(|| format!("--healthz-bind-address {text:?}"))?)
+            }
+        };
+        Ok(Config {
+            node_name: config::node_name(self.node_name.as_deref())?,
+            source: Source::new(self.manifests, self.kubeconfig, self.api_servers)?,
+            cgroup: config::cgroup(self.cgroup.as_deref())?,
+            pin_dir: self.dirs.pin_dir,
+            run_dir: self.dirs.run_dir,
+            patterns: Patterns { uplink: self.uplink, workload: self.workload, overlay: self.overlay },
+            attach: self.attach,
+            socket_lb: self.socket_lb,
+            nodeport_addresses: self.nodeport_addresses,
+            external_ip_cidrs: self.external_ip_cidrs,
+            healthz,
+            min_sync_period: Duration::from_millis(self.min_sync_period),
+            full_sync_period: Duration::from_secs(self.full_sync_period.max(1)),
+            gc_period: Duration::from_secs(self.gc_period),
+            max_entries: config::max_entries(self.sizes.in_order())?,
+            snat_ports: self.snat_ports,
+            events_sample: self.events_sample,
+        })
+    }
+}
+
+/// Runs until SIGTERM or SIGINT.
+pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
+    start_log(args.log_format, &args.log_level)?;
+    let config = args.into_config()?;
+    let stop = CancellationToken::new();
+    stop_on_signals(&stop)?;
+    let result = Agent::start(&config, &stop).await?.finish(&config, &stop).await;
+    stop.cancel();
+    tracing::info!("stopped; programs and maps stay as they are");
+    result
+}
+
+fn start_log(format: LogFormat, level: &str) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(level).with_context(|| format!("--log-level {level:?}"))?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match format {
+        LogFormat::Text => builder.with_ansi(std::io::stderr().is_terminal()).init(),
+        LogFormat::Json => builder.json().init(),
+    }
+    Ok(())
+}
+
+fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
+    for kind in [SignalKind::terminate(), SignalKind::interrupt()] {
+        let mut signals = signal(kind).context("wait for signals")?;
+        let stop = stop.clone();
+        tokio::spawn(async move {
+            signals.recv().await;
+            stop.cancel();
+        });
+    }
+    Ok(())
+}
+
+/// A started agent that has attached nothing yet.
+struct Agent {
+    admin: Admin,
+    follower: Follower,
+    restarted: bool,
+    /// Tasks whose end with an error ends the agent.
+    tasks: JoinSet<anyhow::Result<()>>,
+}
+
+impl Agent {
+    async fn start(config: &Config, stop: &CancellationToken) -> anyhow::Result<Self> {
+        let mut datapath = load::load(OBJECT, &load_config(config))?;
+        let (pins, restarted) = (datapath.pins.clone(), datapath.restarted);
+        let dir = pins.dir().display();
+        tracing::info!(%dir, restarted, kernel = %datapath.release, features = datapath.features, "datapath loaded");
+        if load::forward_log(&mut datapath.ebpf)? {
+            tracing::info!("the datapath's development log is on");
+        }
+        let attacher = Arc::new(Mutex::new(Attacher::new(datapath, config.attach)));
+        let follow = FollowConfig {
+            patterns: config.patterns.clone(),
+            nodeport_addresses: config.nodeport_addresses.clone(),
+        };
+        let (follower, node_addresses) = Follower::new(follow, &pins, Arc::clone(&attacher)).await?;
+        tracing::info!(nodeport_addresses = ?node_addresses.borrow().0, "devices read");
+
+        let mut tasks = JoinSet::new();
+        let (changes, inbox) = mpsc::channel(CHANGES);
+        let source = start_source(config, changes, stop, &mut tasks);
+        let (queries, asked) = mpsc::channel(16);
+        let inputs = Inputs { changes: inbox, node_addresses, queries: asked, shutdown: stop.clone() };
+        let reconcile_config = ReconcileConfig {
+            node_name: config.node_name.clone(),
+            external_ip_cidrs: config.external_ip_cidrs.clone(),
+            first_id: None,
+        };
+        let reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, reconcile_config)?;
+        let timing = Timing {
+            min_sync_period: config.min_sync_period,
+            full_sync_period: config.full_sync_period,
+            ..Timing::default()
+        };
+        tokio::spawn(reconcile::run(reconciler, inputs, timing));
+        let manifests = match &config.source {
+            Source::Manifests(dir) => dir.display().to_string(),
+            Source::Kubernetes { .. } => String::new(),
+        };
+        let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
+        let admin = Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries };
+        Ok(Self { admin, follower, restarted, tasks })
+    }
+
+    async fn finish(mut self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
+        admin::serve_socket(&config.run_dir, self.admin.clone(), stop.clone())
+            .await
+            .with_context(|| format!("admin socket in {}", config.run_dir.display()))?;
+        if let Some(address) = config.healthz {
+            admin::serve_healthz(address, self.admin.clone(), stop.clone())
+                .await
+                .with_context(|| format!("--healthz-bind-address {address}"))?;
+        }
+        if !self.restarted {
+            tokio::select! {
+                () = first_sync(&self.admin) => tracing::info!("first sync done"),
+                ended = first_failure(&mut self.tasks) => return ended,
+                () = stop.cancelled() => return Ok(()),
+            }
+        }
+        attach_cgroup(config, &self.admin).await?;
+        let pins = self.admin.attacher.lock().await.datapath().pins.clone();
+        let follower = tokio::spawn(self.follower.run(stop.clone()));
+        start_retirement(config, &self.admin, stop);
+        start_collection(config, &pins, stop)?;
+        events::start_log(pins.dir(), config.events_sample)?;
+        let result = tokio::select! {
+            ended = first_failure(&mut self.tasks) => ended,
+            () = stop.cancelled() => Ok(()),
+        };
+        stop.cancel();
+        follower.await?;
+        result
+    }
+}
+
+fn load_config(config: &Config) -> LoadConfig {
+    LoadConfig {
+        pin_dir: config.pin_dir.clone(),
+        max_entries: config.max_entries.clone(),
+        snat_port_min: config.snat_ports.min,
+        snat_port_count: config.snat_ports.count(),
+    }
+}
+
+fn start_source(
+    config: &Config,
+    changes: mpsc::Sender<Change>,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> Option<watch::Receiver<SourceStatus>> {
+    let stop = stop.clone();
+    match &config.source {
+        Source::Manifests(dir) => {
+            tracing::info!(dir = %dir.display(), "reading manifests");
+            let source = FileSource::new(dir.clone());
+            tasks.spawn(async move { Ok(source.run(changes, stop).await?) });
+            None
+        }
+        Source::Kubernetes { kubeconfig, api_servers } => {
+            let source = KubernetesSource::new(KubernetesConfig {
+                kubeconfig: kubeconfig.clone(),
+                api_servers: api_servers.clone(),
+                node_name: config.node_name.clone(),
+                page_size: PAGE_SIZE,
+            });
+            tracing::info!("watching the cluster");
+            let status = source.status();
+            tasks.spawn(async move { Ok(source.run(changes, stop).await?) });
+            Some(status)
+        }
+    }
+}
+
+/// Waits until the maps hold what the sources delivered.
+async fn first_sync(admin: &Admin) {
+    loop {
+        if admin.ask(Query::Report).await.is_ok_and(|report| report.synced) {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// Waits for a task that fails; those that end well do not count.
+async fn first_failure(tasks: &mut JoinSet<anyhow::Result<()>>) -> anyhow::Result<()> {
+    while let Some(ended) = tasks.join_next().await {
+        ended??;
+    }
+    std::future::pending().await
+}
+
+async fn attach_cgroup(config: &Config, admin: &Admin) -> anyhow::Result<()> {
+    let attacher = admin.attacher.lock().await;
+    if config.socket_lb {
+        attacher.attach_cgroup(&config.cgroup)?;
+        tracing::info!(cgroup = %config.cgroup.display(), "socket programs attached");
+    } else {
+        attacher.detach_cgroup()?;
+    }
+    Ok(())
+}
+
+/// Removes what agents of other ABI versions left, once every device has this one's programs.
+fn start_retirement(config: &Config, admin: &Admin, stop: &CancellationToken) {
+    let (admin, stop, pin_dir) = (admin.clone(), stop.clone(), config.pin_dir.clone());
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = sleep(Duration::from_secs(1)) => {}
+            }
+            let attacher = admin.attacher.lock().await;
+            if attacher.attachments().next().is_none() || !attacher.failures().is_empty() {
+                continue;
+            }
+            match retire_other_versions(&pin_dir, &attacher.datapath().pins).await {
+                Ok(cleaned) => {
+                    cleaned.removed.iter().for_each(|what| tracing::info!("former version: removed {what}"))
+                }
+                Err(error) => tracing::warn!("former version: {error}"),
+            }
+            return;
+        }
+    });
+}
+
+fn start_collection(
+    config: &Config,
+    pins: &crate::datapath::pins::Pins,
+    stop: &CancellationToken,
+) -> anyhow::Result<()> {
+    let mut four = Connections::<V4>::open(pins.dir())?;
+    let mut six = Connections::<V6>::open(pins.dir())?;
+    let (mut ticks, stop) = (interval(config.gc_period), stop.clone());
+    tokio::spawn(async move {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                _ = ticks.tick() => {}
+            }
+            let now = conntrack_gc::now();
+            // Thousands of system calls: not on a thread that others wait for.
+            for result in tokio::task::block_in_place(|| [four.collect(now), six.collect(now)]) {
+                match result {
+                    Ok(found) => tracing::debug!(found.entries, found.removed, "connections collected"),
+                    Err(error) => tracing::warn!("collect connections: {error}"),
+                }
+            }
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,66 @@
+//! `lb-agent status`.
+
+use super::{ListArgs, Output, print_json, table};
+use crate::{
+    admin::{self, StatusReport},
+    datapath::attach::Mechanism,
+};
+
+/// Shows the state of a running agent.
+pub(super) async fn show(args: &ListArgs) -> anyhow::Result<()> {
+    let status: StatusReport = admin::request(&args.dirs.run_dir, "/status").await?;
+    if args.output == Output::Json {
+        return print_json(&status);
+    }
+    show_sync(&status);
+    let attachments = status.attachments.into_iter().map(|attachment| {
+        let mechanism = match attachment.mechanism {
+            Mechanism::Tcx => "tcx",
+            Mechanism::Clsact => "clsact",
+        };
+        vec![
+            attachment.device,
+            attachment.ifindex.to_string(),
+            attachment.role,
+            mechanism.to_owned(),
+            attachment.reason,
+        ]
+    });
+    println!("\n{}", table(&["DEVICE", "IFINDEX", "ROLE", "ATTACHED BY", "BECAUSE"], attachments));
+    let fill = status.maps.into_iter().map(|map| {
+        let percent = map.entries as f64 * 100.0 / f64::from(map.max.max(1));
+        vec![map.name, map.entries.to_string(), map.max.to_string(), format!("{percent:.1} %")]
+    });
+    println!("\n{}", table(&["MAP", "ENTRIES", "MAX", "FULL"], fill));
+    let seen = status.verdicts.into_iter().filter(|verdict| verdict.packets > 0);
+    let verdicts =
+        seen.map(|verdict| vec![verdict.verdict, verdict.packets.to_string(), verdict.bytes.to_string()]);
+    println!("\n{}", table(&["VERDICT", "PACKETS", "BYTES"], verdicts));
+    Ok(())
+}
+
+fn show_sync(status: &StatusReport) {
+    let sync = &status.sync;
+    println!("node      {} (lb-agent {})", status.node, status.version);
+    println!("source    {}", status.source.from);
+    if let Some(seconds) = status.source.last_contact_s {
+        println!("contact   {seconds} s ago");
+    }
+    println!(
+        "sync      {}: {} services, {} service ports, {} frontends, {} backends; {} waiting",
+        if sync.synced { "done" } else { "not yet" },
+        sync.services,
+        sync.service_ports,
+        sync.frontends,
+        sync.backends,
+        sync.dirty
+    );
+    println!(
+        "syncs     {} ({} failed, {} repairs), the last took {} µs",
+        sync.syncs, sync.failures, sync.repairs, sync.last_sync_us
+    );
+    println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
+    println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
+    let errors = status.errors.iter().chain(&sync.last_error).chain(&status.source.last_error);
+    errors.for_each(|error| println!("error     {error}"));
+}

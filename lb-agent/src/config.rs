@@ -1,0 +1,273 @@
+//! What `lb-agent run` was asked to do, checked. Built by `cli`; everything below takes it as it is.
+//!
+//! What must stay true: every default is here or in the flags, none further down.
+
+use std::{
+    collections::BTreeMap,
+    fs, io,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use lb_common::{limits, maps::MAPS};
+use thiserror::Error;
+
+use crate::datapath::{
+    attach::AttachMode,
+    devices::{NodePortAddresses, Patterns},
+};
+
+/// Which values do not make a configuration.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// No name for the node.
+    #[error("no node name: give --node-name or NODE_NAME")]
+    NodeName,
+    /// More than one source.
+    #[error("--manifests and --kubeconfig exclude each other: the objects come from one source")]
+    Sources,
+    /// `--api-server` without a cluster.
+    #[error("--api-server goes with --kubeconfig or a Pod's service account, not with --manifests")]
+    ApiServers,
+    /// No cgroup v2.
+    #[error("no cgroup2 mount in /proc/mounts; mount one or give its path with --cgroup")]
+    Cgroup,
+    /// /proc cannot be read.
+    #[error("read {path}: {source}")]
+    Read {
+        /// The file.
+        path: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A size out of range.
+    #[error("--max-{what} {value}: must be {min} to {max}")]
+    Size {
+        /// Which.
+        what: &'static str,
+        /// What was given.
+        value: u32,
+        /// Smallest.
+        min: u32,
+        /// Largest.
+        max: u32,
+    },
+}
+
+/// Where the Kubernetes objects come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A directory of manifests.
+    Manifests(PathBuf),
+    /// A cluster.
+    Kubernetes {
+        /// Credentials; `None`: those of the Pod's service account.
+        kubeconfig: Option<PathBuf>,
+        /// Addresses to use instead of the configured one.
+        api_servers: Vec<String>,
+    },
+}
+
+impl Source {
+    /// From the flags.
+    pub fn new(
+        manifests: Option<PathBuf>,
+        kubeconfig: Option<PathBuf>,
+        api_servers: Vec<String>,
+    ) -> Result<Self, ConfigError> {
+        match (manifests, kubeconfig) {
+            (Some(_), Some(_)) => Err(ConfigError::Sources),
+            (Some(_), None) if !api_servers.is_empty() => Err(ConfigError::ApiServers),
+            (Some(dir), None) => Ok(Self::Manifests(dir)),
+            (None, kubeconfig) => Ok(Self::Kubernetes { kubeconfig, api_servers }),
+        }
+    }
+}
+
+/// SNAT source ports, first and last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PortRange {
+    /// First.
+    pub min: u16,
+    /// Last.
+    pub max: u16,
+}
+
+impl PortRange {
+    /// Number of ports.
+    pub const fn count(self) -> u16 {
+        (self.max - self.min).saturating_add(1)
+    }
+}
+
+impl Default for PortRange {
+    fn default() -> Self {
+        Self { min: limits::SNAT_PORT_MIN, max: limits::SNAT_PORT_MIN + (limits::SNAT_PORT_COUNT - 1) }
+    }
+}
+
+impl std::str::FromStr for PortRange {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let error = || format!("{text:?} is not MIN-MAX with 1 <= MIN <= MAX <= 65535");
+        let (min, max) = text.split_once('-').ok_or_else(error)?;
+        let (min, max) = (min.parse().map_err(|_| error())?, max.parse().map_err(|_| error())?);
+        if min == 0 || min > max { Err(error()) } else { Ok(Self { min, max }) }
+    }
+}
+
+impl std::fmt::Display for PortRange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}-{}", self.min, self.max)
+    }
+}
+
+/// Everything `lb-agent run` needs.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// This node's name, trimmed and in lower case (spec 2.3).
+    pub node_name: String,
+    /// Where objects come from.
+    pub source: Source,
+    /// The cgroup whose processes the socket programs serve.
+    pub cgroup: PathBuf,
+    /// Where maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// Where the admin socket is.
+    pub run_dir: PathBuf,
+    /// Device roles given by the operator.
+    pub patterns: Patterns,
+    /// tcx or clsact.
+    pub attach: AttachMode,
+    /// Attach the socket programs.
+    pub socket_lb: bool,
+    /// Where NodePorts listen.
+    pub nodeport_addresses: NodePortAddresses,
+    /// Where externalIPs may lie; empty: anywhere.
+    pub external_ip_cidrs: Vec<IpNet>,
+    /// Where /healthz listens; `None`: nowhere.
+    pub healthz: Option<SocketAddr>,
+    /// From one sync to the next.
+    pub min_sync_period: Duration,
+    /// Between comparisons of maps with what was written.
+    pub full_sync_period: Duration,
+    /// Between collections of dead connections.
+    pub gc_period: Duration,
+    /// Entries of maps, by name.
+    pub max_entries: BTreeMap<&'static str, u32>,
+    /// SNAT source ports.
+    pub snat_ports: PortRange,
+    /// One in this many verdicts is logged; 0: none.
+    pub events_sample: u32,
+}
+
+/// Sizes given by the operator, by the name of the flag.
+pub const SIZES: [(&str, &[&str]); 9] = [
+    ("frontends", &["FRONTENDS4", "FRONTENDS6"]),
+    ("backends", &["BACKENDS4", "BACKENDS6", "BACKEND_COUNTERS"]),
+    ("service-ports", &["GENERATIONS", "SERVICE_COUNTERS"]),
+    ("members", &["MEMBERS"]),
+    ("slots", &["SLOTS"]),
+    ("source-ranges", &["SOURCE_RANGES4", "SOURCE_RANGES6"]),
+    ("connections", &["CONNECTIONS4", "CONNECTIONS6"]),
+    ("affinity", &["AFFINITY4", "AFFINITY6"]),
+    ("sock-rev-nat", &["SOCK_REV_NAT4", "SOCK_REV_NAT6"]),
+];
+
+/// The entries of the maps that `sizes` (in the order of [`SIZES`]) concern.
+pub fn max_entries(sizes: [Option<u32>; 9]) -> Result<BTreeMap<&'static str, u32>, ConfigError> {
+    const MIN: u32 = 16;
+    const MAX: u32 = 1 << 24;
+    let mut entries = BTreeMap::new();
+    for ((what, names), size) in SIZES.into_iter().zip(sizes) {
+        let Some(value) = size else { continue };
+        if !(MIN..=MAX).contains(&value) {
+            return Err(ConfigError::Size { what, value, min: MIN, max: MAX });
+        }
+        let maps = MAPS.iter().filter(|map| names.contains(&map.name));
+        entries.extend(maps.map(|map| (map.name, value)));
+    }
+    Ok(entries)
+}
+
+/// The node's name: as given, else the host's; trimmed and in lower case (spec 2.3).
+pub fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
+    let name = match given {
+        Some(name) => name.to_owned(),
+        None => fs::read_to_string("/proc/sys/kernel/hostname")
+            .map_err(|source| ConfigError::Read { path: "/proc/sys/kernel/hostname", source })?,
+    };
+    let name = name.trim().to_lowercase();
+    if name.is_empty() { Err(ConfigError::NodeName) } else { Ok(name) }
+}
+
+/// The cgroup: as given, else the cgroup2 mount.
+pub fn cgroup(given: Option<&Path>) -> Result<PathBuf, ConfigError> {
+    if let Some(path) = given {
+        return Ok(path.to_owned());
+    }
+    let mounts = fs::read_to_string("/proc/mounts")
+        .map_err(|source| ConfigError::Read { path: "/proc/mounts", source })?;
+    cgroup2_mount(&mounts).ok_or(ConfigError::Cgroup)
+}
+
+/// Where /proc/mounts says a cgroup2 is.
+pub fn cgroup2_mount(mounts: &str) -> Option<PathBuf> {
+    mounts.lines().find_map(|line| {
+        let mut fields = line.split(' ').skip(1);
+        let (path, kind) = (fields.next()?, fields.next()?);
+        (kind == "cgroup2").then(|| PathBuf::from(path))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_exactly_one_source() {
+        let dir = || Some(PathBuf::from("/d"));
+        assert_eq!(Source::new(dir(), None, vec![]).unwrap(), Source::Manifests("/d".into()));
+        assert!(matches!(Source::new(dir(), dir(), vec![]), Err(ConfigError::Sources)));
+        assert!(matches!(Source::new(dir(), None, vec!["x".into()]), Err(ConfigError::ApiServers)));
+        assert!(matches!(Source::new(None, None, vec![]), Ok(Source::Kubernetes { kubeconfig: None, .. })));
+    }
+
+    #[test]
+    fn a_node_name_is_trimmed_and_lower_case() {
+        assert_eq!(node_name(Some(" Node-1 ")).unwrap(), "node-1");
+        assert!(matches!(node_name(Some("  ")), Err(ConfigError::NodeName)));
+    }
+
+    #[test]
+    fn ports_are_read_as_a_range() {
+        assert_eq!("61000-65535".parse(), Ok(PortRange::default()));
+        assert_eq!(PortRange::default().count(), limits::SNAT_PORT_COUNT);
+        for bad in ["", "1", "0-5", "9-5", "1-70000"] {
+            assert!(bad.parse::<PortRange>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_size_concerns_every_map_of_its_kind() {
+        let mut sizes = [None; 9];
+        sizes[1] = Some(1000);
+        let names: Vec<_> = max_entries(sizes).unwrap().into_keys().collect();
+        assert_eq!(names, ["BACKENDS4", "BACKENDS6", "BACKEND_COUNTERS"]);
+        sizes[1] = Some(0);
+        assert!(matches!(max_entries(sizes), Err(ConfigError::Size { what: "backends", .. })));
+        let known = SIZES.iter().flat_map(|(_, names)| names.iter());
+        assert!(known.into_iter().all(|name| MAPS.iter().any(|map| map.name == *name)));
+    }
+
+    #[test]
+    fn the_cgroup2_mount_is_found_beside_version_1() {
+        let mounts =
+            "cgroup /sys/fs/cgroup/cpu cgroup rw 0 0\ncgroup2 /sys/fs/cgroup/unified cgroup2 rw 0 0\n";
+        assert_eq!(cgroup2_mount(mounts), Some("/sys/fs/cgroup/unified".into()));
+        assert_eq!(cgroup2_mount("proc /proc proc rw 0 0\n"), None);
+    }
+}
