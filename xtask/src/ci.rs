@@ -46,7 +46,9 @@ fn lint_ebpf() -> Result<()> {
             cargo.args(["clippy", "-Z", "build-std=core"]);
         }
     }
-    cargo.args(["--release", "--target", TARGET, "--target-dir"]).arg(workspace().join("target/bpf/clippy"));
+    cargo
+        .args(["--release", "--locked", "--all-features", "--target", TARGET, "--target-dir"])
+        .arg(workspace().join("target/bpf/clippy"));
     run(&mut cargo)
 }
 

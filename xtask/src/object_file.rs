@@ -7,9 +7,9 @@ use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SectionKind, Sy
 
 /// One function in the object.
 #[derive(Debug, PartialEq, Eq)]
-struct Program {
+struct Function {
     name: String,
-    /// Says the program's type and hook; `.text` holds functions the programs call.
+    /// Says a program's type and hook.
     section: String,
     bytes: u64,
 }
@@ -17,34 +17,42 @@ struct Program {
 /// A BPF instruction is 8 bytes; a 64-bit load counts as two.
 const INSTRUCTION_BYTES: u64 = 8;
 
-/// Prints a line per program, and the sum.
+/// Where functions lie that programs call; whatever else holds code is a program's own section.
+const SHARED_SECTION: &str = ".text";
+
+/// Prints a line per program, one for all functions they share, and the sum.
 pub fn print_programs(path: &Path) -> Result<()> {
     let data = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
-    let programs = programs(&data).with_context(|| format!("parse {}", path.display()))?;
+    let functions = functions(&data).with_context(|| format!("parse {}", path.display()))?;
+    let (shared, programs): (Vec<_>, Vec<_>) =
+        functions.into_iter().partition(|function| function.section == SHARED_SECTION);
     ensure!(!programs.is_empty(), "{} holds no program", path.display());
+    let print_row = |name: &str, section: &str, bytes: u64| {
+        println!("{name:<28} {section:<22} {:>12} {bytes:>10}", bytes / INSTRUCTION_BYTES);
+    };
     println!("{:<28} {:<22} {:>12} {:>10}", "program", "section", "instructions", "bytes");
     for program in &programs {
-        let instructions = program.bytes / INSTRUCTION_BYTES;
-        println!("{:<28} {:<22} {instructions:>12} {:>10}", program.name, program.section, program.bytes);
+        print_row(&program.name, &program.section, program.bytes);
     }
-    let bytes: u64 = programs.iter().map(|program| program.bytes).sum();
-    println!("{:<51} {:>12} {bytes:>10}", format!("{} programs", programs.len()), bytes / INSTRUCTION_BYTES);
+    let sum = |functions: &[Function]| functions.iter().map(|function| function.bytes).sum::<u64>();
+    print_row(&format!("{} functions they call", shared.len()), SHARED_SECTION, sum(&shared));
+    print_row(&format!("{} programs in all", programs.len()), "", sum(&programs) + sum(&shared));
     Ok(())
 }
 
-fn programs(data: &[u8]) -> Result<Vec<Program>> {
+fn functions(data: &[u8]) -> Result<Vec<Function>> {
     let file = object::File::parse(data)?;
-    let mut programs = Vec::new();
+    let mut functions = Vec::new();
     for symbol in file.symbols().filter(|symbol| symbol.kind() == SymbolKind::Text && symbol.size() > 0) {
         let Some(index) = symbol.section_index() else { continue };
         let section = file.section_by_index(index)?;
         if section.kind() == SectionKind::Text {
             let (name, section) = (symbol.name()?.to_owned(), section.name()?.to_owned());
-            programs.push(Program { name, section, bytes: symbol.size() });
+            functions.push(Function { name, section, bytes: symbol.size() });
         }
     }
-    programs.sort_by(|a, b| (&a.section, &a.name).cmp(&(&b.section, &b.name)));
-    Ok(programs)
+    functions.sort_by(|a, b| (&a.section, &a.name).cmp(&(&b.section, &b.name)));
+    Ok(functions)
 }
 
 #[cfg(test)]
@@ -53,6 +61,6 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused() {
-        assert!(programs(b"not an ELF file").is_err());
+        assert!(functions(b"not an ELF file").is_err());
     }
 }

@@ -117,10 +117,11 @@ pub fn curl(cluster: &Cluster, at: &At, dialled: &str, times: usize) -> Result<O
     Ok(observed)
 }
 
-/// The kernel's error in curl's own words: `connect to 10.0.0.1 port 80 failed: Connection refused`.
+/// The kernel's error in curl's own words: `connect to 10.0.0.1 port 80 failed: Connection refused` after an answer,
+/// `Immediate connect fail for 10.0.0.1: Connection refused` from `connect()` itself.
 fn connect_error(stderr: &str) -> ClientError {
-    let failed = stderr.lines().find_map(|line| line.rsplit_once("failed: ").map(|(_, error)| error.trim()));
-    match failed {
+    let failed = stderr.lines().filter(|line| line.contains("connect") && line.contains("fail"));
+    match failed.filter_map(|line| line.rsplit_once(": ")).map(|(_, error)| error.trim()).next() {
         Some("Connection refused") => ClientError::Refused,
         Some(error) => ClientError::Other(error.to_owned()),
         None => ClientError::Other(stderr.lines().last().unwrap_or_default().to_owned()),
@@ -180,6 +181,8 @@ mod tests {
         let refused =
             "*   Trying 10.0.0.1:80...\n* connect to 10.0.0.1 port 80 failed: Connection refused\n* Closing";
         assert_eq!(connect_error(refused), ClientError::Refused);
+        let at_once = "* Immediate connect fail for 10.0.0.1: Connection refused\n* Closing connection 0";
+        assert_eq!(connect_error(at_once), ClientError::Refused);
         let unreachable = "* connect to 10.0.0.1 port 80 failed: No route to host";
         assert_eq!(connect_error(unreachable), ClientError::Other("No route to host".to_owned()));
     }
