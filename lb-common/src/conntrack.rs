@@ -41,9 +41,9 @@ impl ConnectionFlags {
 pub struct Phase(pub u8);
 
 impl Phase {
-    /// Only the opening packet of this direction was seen (TCP SYN, or nothing yet).
+    /// Only the opening packet of this direction was seen, or nothing yet; a UDP flow of a moment, as a DNS query.
     pub const OPENING: Self = Self(0);
-    /// Data flows (TCP past the handshake; every UDP flow).
+    /// Data flows: TCP past the handshake, UDP that lasted into another second.
     pub const ESTABLISHED: Self = Self(1);
     /// This direction sent FIN.
     pub const FINISHED: Self = Self(2);
@@ -61,13 +61,11 @@ impl Phase {
         }
     }
 
-    /// The phase after a packet with `flags` (0 for UDP: established at once).
+    /// The phase after a TCP packet with `flags`.
     #[inline(always)]
     #[must_use]
-    pub const fn after(self, protocol: Protocol, flags: TcpFlags) -> Self {
-        if protocol.0 != Protocol::TCP.0 {
-            Self::ESTABLISHED
-        } else if flags.has(TcpFlags::RST) {
+    pub const fn after(self, flags: TcpFlags) -> Self {
+        if flags.has(TcpFlags::RST) {
             Self::RESET
         } else if flags.has(TcpFlags::FIN) {
             Self::FINISHED
@@ -80,17 +78,17 @@ impl Phase {
         }
     }
 
-    /// Seconds without a packet after which the entry is dead. Established TCP as kube-proxy sets it (spec 7.22);
-    /// UDP as `nf_conntrack_udp_timeout_stream`.
+    /// Seconds without a packet after which the entry is dead. Established TCP as kube-proxy sets it (spec 7.22); the
+    /// others as nf_conntrack's defaults for close, time wait, UDP and UDP streams, time wait halved.
     #[inline(always)]
     pub const fn timeout_s(self, protocol: Protocol) -> u32 {
-        match (protocol, self) {
-            (Protocol::TCP, Self::ESTABLISHED) => 86_400,
-            (Protocol::TCP, _) => 60,
-            _ => 120,
-        }
+        TIMEOUTS_S[(protocol.0 == Protocol::TCP.0) as usize][(self.0 & 3) as usize]
     }
 }
+
+/// [`Phase::timeout_s`] of UDP and of TCP, by phase. A table and not branches: the verifier walks every branch of the
+/// loop in which the datapath asks.
+static TIMEOUTS_S: [[u32; 4]; 2] = [[30, 120, 120, 120], [60, 86_400, 60, 10]];
 
 /// TCP flag bits as in byte 13 of the header (RFC 9293, 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -167,6 +165,24 @@ pub struct ConnectionValue<F: Family> {
 }
 
 impl<F: Family> ConnectionValue<F> {
+    /// Notes a packet of this entry's direction. Writes only what changes, so that a busy line stays shared.
+    #[inline(always)]
+    pub fn note(&mut self, protocol: Protocol, flags: TcpFlags, now: Coarse) {
+        let phase = if protocol == Protocol::TCP {
+            self.phase.after(flags)
+        } else if self.last_seen != now {
+            Phase::ESTABLISHED
+        } else {
+            self.phase
+        };
+        if self.phase != phase {
+            self.phase = phase;
+        }
+        if self.last_seen != now {
+            self.last_seen = now;
+        }
+    }
+
     /// True when its direction has been silent for longer than its phase allows.
     #[inline(always)]
     pub const fn is_expired(&self, protocol: Protocol, now: Coarse) -> bool {
@@ -245,9 +261,19 @@ mod tests {
             (Phase::FINISHED, SYN, Phase::OPENING),
         ];
         for (before, flags, after) in rows {
-            assert_eq!(before.after(Protocol::TCP, flags), after, "{before:?} {flags:?}");
+            assert_eq!(before.after(flags), after, "{before:?} {flags:?}");
         }
-        assert_eq!(Phase::OPENING.after(Protocol::UDP, NONE), Phase::ESTABLISHED);
+    }
+
+    #[test]
+    fn udp_is_established_when_it_lasts() {
+        let mut entry = entry(Phase::OPENING, 7);
+        entry.note(Protocol::UDP, NONE, Coarse(7));
+        assert_eq!((entry.phase, entry.last_seen), (Phase::OPENING, Coarse(7)));
+        assert!(entry.is_expired(Protocol::UDP, Coarse(7 + 30)));
+        entry.note(Protocol::UDP, NONE, Coarse(8));
+        assert_eq!((entry.phase, entry.last_seen), (Phase::ESTABLISHED, Coarse(8)));
+        assert!(!entry.is_expired(Protocol::UDP, Coarse(8 + 30)));
     }
 
     #[test]

@@ -29,11 +29,11 @@ pub const FRAGMENTS_MAX: u32 = 8_192;
 /// Bytes of `EVENTS`; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 262_144;
 
-/// First SNAT source port: above the default end of `ip_local_port_range` (60999), so that a host socket never has
-/// it by chance.
-pub const SNAT_PORT_MIN: u16 = 61_000;
-/// Number of SNAT source ports.
-pub const SNAT_PORT_COUNT: u16 = 4_536;
+/// First SNAT source port. The range lies below the NodePorts (30000–32767) and the default `ip_local_port_range`
+/// (32768–60999), so that no host socket has one of its ports by chance.
+pub const SNAT_PORT_MIN: u16 = 1_024;
+/// Number of SNAT source ports: as many connections to one backend can be open, or not yet forgotten, at a time.
+pub const SNAT_PORT_COUNT: u16 = 28_976;
 /// Tries to find a free SNAT source port before the packet is dropped.
 pub const SNAT_TRIES: u32 = 32;
 
@@ -42,7 +42,7 @@ pub const VLAN_TAGS_MAX: u32 = 2;
 /// IPv6 extension headers skipped before the transport header.
 pub const IPV6_EXTENSIONS_MAX: u32 = 6;
 
-const _: () = assert!(SNAT_PORT_MIN as u32 + SNAT_PORT_COUNT as u32 == 65_536);
+const _: () = assert!(SNAT_PORT_MIN + SNAT_PORT_COUNT == 30_000);
 const _: () = assert!(SLOTS_MAX >= 2 * MEMBERS_MAX);
 const _: () = assert!(MEMBERS_MAX >= BACKENDS_MAX);
 const _: () = assert!(EVENTS_BYTES.is_power_of_two());

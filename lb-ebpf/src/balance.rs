@@ -119,7 +119,7 @@ fn decide<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Ho
             return Outcome::of(Verdict::NotOurs);
         }
         if entry.flags.has(ConnectionFlags::REPLY) {
-            conntrack::touch(entry, headers, Coarse::from_ns(now_ns()));
+            entry.note(headers.flow.protocol, headers.tcp_flags, Coarse::from_ns(now_ns()));
             return continued(packet, headers, entry, hook, way);
         }
         if conntrack::holds(entry, headers) {

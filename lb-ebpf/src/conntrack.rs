@@ -2,7 +2,7 @@
 
 use lb_common::{
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
-    family::{Address as _, Be16},
+    family::{Address as _, Be16, Protocol},
     flow::{FlowKey, Tuple, slot_index},
     id::{BackendId, ServicePortId},
     limits,
@@ -53,20 +53,8 @@ pub fn holds<F: FamilyMaps>(entry: &mut ConnectionValue<F>, headers: &Headers<F>
     if membership == Membership::Serves && entry.generation != generation {
         entry.generation = generation;
     }
-    touch(entry, headers, now);
+    entry.note(headers.flow.protocol, headers.tcp_flags, now);
     true
-}
-
-/// Notes a packet of the entry's direction. Writes only what changes, so that a busy line stays shared.
-#[inline(always)]
-pub fn touch<F: FamilyMaps>(entry: &mut ConnectionValue<F>, headers: &Headers<F>, now: Coarse) {
-    let phase = entry.phase.after(headers.flow.protocol, headers.tcp_flags);
-    if entry.phase != phase {
-        entry.phase = phase;
-    }
-    if entry.last_seen != now {
-        entry.last_seen = now;
-    }
 }
 
 /// A connection about to be recorded, with the memory to do it in.
@@ -128,32 +116,38 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
     opening.to.src_port = opening.key.tuple.dst_port;
     opening.entry.to = opening.to;
     opening.entry.flags = opening.flags;
-    opening.entry.phase = Phase::OPENING.after(headers.flow.protocol, headers.tcp_flags);
+    if headers.flow.protocol == Protocol::TCP {
+        opening.entry.phase = Phase::OPENING.after(headers.tcp_flags);
+    }
     // Without the entry the next packet chooses anew; LRU maps have room.
     let _ = F::connections().insert(&headers.flow, &opening.entry, ANY);
     Ok(())
 }
 
-/// Finds a source port whose reply 5-tuple is free and takes it: a random one, else the next few.
+/// 2^32 divided by the golden ratio: multiples of it are spread evenly (Knuth, The Art of Computer Programming, 6.4).
+const GOLDEN_RATIO: u32 = 0x9e37_79b9;
+
+/// Finds a source port whose reply 5-tuple is free and takes it: a random one, else some far from it. No port follows
+/// from another by a branch, or the verifier would walk every sequence of them.
 ///
 /// A BPF function of its own, so that the verifier leaves all turns of the loop by one exit.
 #[inline(never)]
 fn find_port<F: FamilyMaps>(opening: &mut Opening<F>) -> bool {
     let (min, count) = snat_ports();
-    let mut port = slot_index(random(), count);
+    let mut luck = random();
     let mut attempt = 0;
     while attempt < limits::SNAT_TRIES {
-        opening.key.tuple.dst_port = Be16::new((min + port) as u16);
+        opening.key.tuple.dst_port = Be16::new((min + slot_index(luck, count)) as u16);
         if claim(opening) {
             return true;
         }
-        port = if port + 1 < count { port + 1 } else { 0 };
+        luck = luck.wrapping_add(GOLDEN_RATIO);
         attempt += 1;
     }
     false
 }
 
-/// Takes the reply 5-tuple of `opening`, if it is free or already this connection's.
+/// Takes the reply 5-tuple of `opening`, if it is free, already this connection's, or a dead one's.
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "by value, key and value would be copied to the stack first"
@@ -164,9 +158,13 @@ fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
         return true;
     }
     let Some(owner) = lookup(&opening.key) else { return false };
-    if !same(&owner.to, &opening.entry.to) || owner.flags != opening.entry.flags {
+    // One condition without branches of its own: the verifier walks every branch of the loop this is called from.
+    let ours = same(&owner.to, &opening.entry.to) & (owner.flags == opening.entry.flags);
+    if !(ours | owner.is_expired(opening.key.protocol, opening.entry.last_seen)) {
         return false;
     }
+    owner.to = opening.entry.to;
+    owner.flags = opening.entry.flags;
     owner.service_port = opening.entry.service_port;
     owner.backend = opening.entry.backend;
     owner.generation = opening.entry.generation;
@@ -175,8 +173,7 @@ fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
     true
 }
 
-/// True if two tuples are equal. One comparison of all words together: the verifier walks every branch of the loop
-/// this is called from.
+/// True if two tuples are equal, without a branch.
 #[inline(always)]
 fn same<F: FamilyMaps>(a: &Tuple<F>, b: &Tuple<F>) -> bool {
     let mut difference = (a.src_port.get() ^ b.src_port.get()) as u32;

@@ -66,7 +66,7 @@ fn everyone_answers(cluster: &Cluster, from: &At, target: Target, pods: &[&str])
 
 /// Every way in, on both families, over TCP and UDP: spec 2.24 to 2.28, 4.12.
 fn every_frontend_reaches_every_backend(cluster: &Cluster) -> Result<()> {
-    let inside = ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:30080", "[2001:db8:2::11]:30080"];
+    let inside = ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:31080", "[2001:db8:2::11]:31080"];
     let lb = ["203.0.113.20:80", "[2001:db8:feed::20]:80"];
     for to in inside.iter().chain(&lb) {
         for from in [At::pod("a2"), At::pod("b1"), At::host("node-a")] {
@@ -76,7 +76,7 @@ fn every_frontend_reaches_every_backend(cluster: &Cluster) -> Result<()> {
     for to in inside.iter().chain(&lb) {
         everyone_answers(cluster, &At::Client, Target::http(to)?, &["a1", "b1"])?;
     }
-    for to in ["10.96.0.20:53", "[fd00:96::20]:53", "192.0.2.11:30053", "[2001:db8:2::11]:30053"] {
+    for to in ["10.96.0.20:53", "[fd00:96::20]:53", "192.0.2.11:31053", "[2001:db8:2::11]:31053"] {
         for from in [At::pod("a2"), At::host("node-a"), At::Client] {
             everyone_answers(cluster, &from, Target::udp(to)?, &["a1", "b1"])?;
             let unconnected = Target { transport: Transport::UdpUnconnected, ..Target::udp(to)? };
@@ -92,8 +92,8 @@ fn addresses_are_as_they_should_be(cluster: &Cluster) -> Result<()> {
         (At::pod("a2"), "10.96.0.20:80"),
         (At::pod("a2"), "[fd00:96::20]:80"),
         (At::host("node-a"), "10.96.0.20:80"),
-        (At::Client, "192.0.2.11:30080"),
-        (At::Client, "[2001:db8:2::11]:30080"),
+        (At::Client, "192.0.2.11:31080"),
+        (At::Client, "[2001:db8:2::11]:31080"),
     ] {
         for _ in 0..8 {
             let reply = answered(cluster, &from, to)?;
@@ -126,12 +126,12 @@ fn nobody_serves_is_refused_everywhere(cluster: &Cluster) -> Result<()> {
     let targets = [
         Target::http("10.96.0.21:80")?,
         Target::http("[fd00:96::21]:80")?,
-        Target::http("192.0.2.11:30081")?,
-        Target::http("[2001:db8:2::11]:30081")?,
+        Target::http("192.0.2.11:31081")?,
+        Target::http("[2001:db8:2::11]:31081")?,
         Target::udp("10.96.0.21:53")?,
         Target::udp("[fd00:96::21]:53")?,
-        Target::udp("192.0.2.11:30054")?,
-        Target::udp("[2001:db8:2::11]:30054")?,
+        Target::udp("192.0.2.11:31054")?,
+        Target::udp("[2001:db8:2::11]:31054")?,
     ];
     for (index, target) in targets.into_iter().enumerate() {
         let mut clients = vec![At::pod("a2"), At::host("node-a")];
@@ -172,7 +172,7 @@ fn counted(status: &str, verdict: &str) -> Result<u64> {
 #[test]
 fn pods_are_balanced_without_socket_hooks() -> Result<()> {
     let cluster = cluster_with(&["--socket-lb", "false"])?;
-    for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:30080", "203.0.113.20:80"] {
+    for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:31080", "203.0.113.20:80"] {
         everyone_answers(&cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
         let reply = answered(&cluster, &At::pod("a2"), to)?;
         ensure!(reply.answer.client == reply.own, "the pod's address is kept: {reply:?}");
@@ -210,14 +210,14 @@ fn policies_and_source_ranges_hold_for_everyone() -> Result<()> {
     for from in [At::pod("a2"), At::host("node-a"), At::host("node-b")] {
         answered(&cluster, &from, "203.0.113.22:80").context("the short-circuit of spec 4.40")?;
     }
-    answered(&cluster, &At::Outsider, "192.0.2.11:30082").context("spec 1.49: NodePorts have no ranges")?;
-    let elsewhere = Target::http("192.0.2.12:30082")?.within(brief);
+    answered(&cluster, &At::Outsider, "192.0.2.11:31082").context("spec 1.49: NodePorts have no ranges")?;
+    let elsewhere = Target::http("192.0.2.12:31082")?.within(brief);
     let outcome = cluster.probe(&At::Client)?.once(elsewhere)?;
     ensure!(outcome == Err(ClientError::TimedOut), "policy Local, no backend on node-b: {outcome:?}");
-    answered(&cluster, &At::host("node-b"), "192.0.2.12:30082").context("spec 4.22 b")?;
-    answered(&cluster, &At::host("node-a"), "127.0.0.1:30080").context("DESIGN 10: for local processes")?;
-    answered(&cluster, &At::host("node-a"), "[::1]:30080").context("DESIGN 10: for local processes")?;
-    let outcome = http(&cluster, &At::pod("a2"), "127.0.0.1:30080")?;
+    answered(&cluster, &At::host("node-b"), "192.0.2.12:31082").context("spec 4.22 b")?;
+    answered(&cluster, &At::host("node-a"), "127.0.0.1:31080").context("DESIGN 10: for local processes")?;
+    answered(&cluster, &At::host("node-a"), "[::1]:31080").context("DESIGN 10: for local processes")?;
+    let outcome = http(&cluster, &At::pod("a2"), "127.0.0.1:31080")?;
     ensure!(outcome == Err(ClientError::Refused), "a pod's loopback is its own: {outcome:?}");
     Ok(())
 }
@@ -227,9 +227,9 @@ fn policies_and_source_ranges_hold_for_everyone() -> Result<()> {
 fn bulk_data_arrives_whole() -> Result<()> {
     let cluster = cluster_with(&["--socket-lb", "false"])?;
     for from in [At::Client, At::pod("a2")] {
-        for to in ["192.0.2.11:30080", "[2001:db8:2::11]:30080", "10.96.0.20:80"] {
+        for to in ["192.0.2.11:31080", "[2001:db8:2::11]:31080", "10.96.0.20:80"] {
             for _ in 0..4 {
-                let fetched = cluster.probe(&from)?.fetch(Target::http(to)?, "/bytes/3000000")?;
+                let fetched = cluster.probe(&from)?.fetch(Target::http(to)?, "/bytes?count=3000000")?;
                 ensure!(fetched == Ok(3_000_000), "{from:?} -> {to}: {fetched:?}");
             }
         }
@@ -242,10 +242,10 @@ fn bulk_data_arrives_whole() -> Result<()> {
 fn the_agent_may_die_at_any_time() -> Result<()> {
     let mut cluster = cluster()?;
     let clients = [
-        (At::Client, Target::http("192.0.2.11:30080")?),
+        (At::Client, Target::http("192.0.2.11:31080")?),
         (At::pod("a2"), Target::http("10.96.0.20:80")?),
         (At::host("node-a"), Target::http("[fd00:96::20]:80")?),
-        (At::Outsider, Target::udp("[2001:db8:2::11]:30053")?),
+        (At::Outsider, Target::udp("[2001:db8:2::11]:31053")?),
     ];
     let probes = clients.iter().map(|(from, _)| cluster.probe(from)).collect::<Result<Vec<_>>>()?;
     let mut kept = Vec::new();
@@ -283,7 +283,7 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
 fn changes_reach_new_connections_at_once() -> Result<()> {
     let cluster = cluster()?;
     let client = cluster.probe(&At::Client)?;
-    let target = Target::http("192.0.2.11:30080")?;
+    let target = Target::http("192.0.2.11:31080")?;
     let kept = client.open(target)??;
     let first = kept.ask()??.answer.pod;
     let (gone, stays) = if first == "a1" { ("10.244.1.10", "b1") } else { ("10.244.2.10", "a1") };
@@ -300,7 +300,7 @@ fn changes_reach_new_connections_at_once() -> Result<()> {
     ensure!(kept.ask()??.answer.pod == first, "what is open drains");
     cluster.delete("services.yaml")?;
     eventually("is the VIP dead for processes", Duration::from_secs(5), || {
-        Ok(http(&cluster, &At::host("node-a"), "127.0.0.1:30080")? == Err(ClientError::Refused))
+        Ok(http(&cluster, &At::host("node-a"), "127.0.0.1:31080")? == Err(ClientError::Refused))
     })?;
     ensure!(kept.ask()??.answer.pod == first, "spec 7.11: TCP of a deleted service continues");
     Ok(())
@@ -355,8 +355,8 @@ fn cleanup_leaves_nothing() -> Result<()> {
         .context("run bpftool")?;
     let attached = String::from_utf8_lossy(&attached.stdout).into_owned();
     ensure!(!attached.contains("sock_"), "no program of ours: {attached}");
-    ensure!(http(&cluster, &At::host("node-b"), &format!("{NODE_B}:30080"))?.is_err());
-    ensure!(http(&cluster, &At::host("node-b"), &format!("[{NODE_B6}]:30080"))?.is_err());
+    ensure!(http(&cluster, &At::host("node-b"), &format!("{NODE_B}:31080"))?.is_err());
+    ensure!(http(&cluster, &At::host("node-b"), &format!("[{NODE_B6}]:31080"))?.is_err());
     Ok(())
 }
 
