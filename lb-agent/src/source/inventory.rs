@@ -22,7 +22,7 @@ use super::{
 /// Documents parsed before the first of them is sent on: bounds the typed objects in memory.
 const GROUP_DOCUMENTS: usize = 256;
 /// Files, and bytes of text, read before the first of them is parsed.
-const GROUP_FILES: usize = 64;
+const GROUP_FILES: usize = 256;
 const GROUP_BYTES: u64 = 1 << 20;
 
 /// The receiver is gone or the agent stops: nothing more is to be sent.
