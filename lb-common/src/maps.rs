@@ -106,13 +106,7 @@ pub struct MapSpec {
     pub writer: Writer,
 }
 
-const fn spec<K, V>(
-    name: &'static str,
-    map_type: MapType,
-    max_entries: u32,
-    flags: u32,
-    writer: Writer,
-) -> MapSpec {
+const fn spec<K, V>(name: &'static str, map_type: MapType, max_entries: u32, flags: u32, writer: Writer) -> MapSpec {
     MapSpec {
         name,
         map_type,
@@ -150,51 +144,15 @@ pub const MAPS: [MapSpec; 26] = {
             NO_PREALLOC,
             Agent,
         ),
-        spec::<NodeAddressKey<V4>, NodeAddressValue>(
-            "NODE_ADDRESSES4",
-            Hash,
-            limits::NODE_ADDRESSES_MAX,
-            NO_PREALLOC,
-            Agent,
-        ),
-        spec::<NodeAddressKey<V6>, NodeAddressValue>(
-            "NODE_ADDRESSES6",
-            Hash,
-            limits::NODE_ADDRESSES_MAX,
-            NO_PREALLOC,
-            Agent,
-        ),
+        spec::<NodeAddressKey<V4>, NodeAddressValue>("NODE_ADDRESSES4", Hash, limits::NODE_ADDRESSES_MAX, NO_PREALLOC, Agent),
+        spec::<NodeAddressKey<V6>, NodeAddressValue>("NODE_ADDRESSES6", Hash, limits::NODE_ADDRESSES_MAX, NO_PREALLOC, Agent),
         spec::<u32, DeviceValue>("DEVICES", Hash, limits::DEVICES_MAX, NO_PREALLOC, Agent),
-        spec::<FlowKey<V4>, ConnectionValue<V4>>(
-            "CONNECTIONS4",
-            LruHash,
-            limits::CONNECTIONS_MAX,
-            0,
-            Datapath,
-        ),
-        spec::<FlowKey<V6>, ConnectionValue<V6>>(
-            "CONNECTIONS6",
-            LruHash,
-            limits::CONNECTIONS_MAX,
-            0,
-            Datapath,
-        ),
+        spec::<FlowKey<V4>, ConnectionValue<V4>>("CONNECTIONS4", LruHash, limits::CONNECTIONS_MAX, 0, Datapath),
+        spec::<FlowKey<V6>, ConnectionValue<V6>>("CONNECTIONS6", LruHash, limits::CONNECTIONS_MAX, 0, Datapath),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, limits::AFFINITY_MAX, 0, Datapath),
         spec::<AffinityKey<V6>, AffinityValue>("AFFINITY6", LruHash, limits::AFFINITY_MAX, 0, Datapath),
-        spec::<SockRevNatKey<V4>, SockRevNatValue<V4>>(
-            "SOCK_REV_NAT4",
-            LruHash,
-            limits::SOCK_REV_NAT_MAX,
-            0,
-            Datapath,
-        ),
-        spec::<SockRevNatKey<V6>, SockRevNatValue<V6>>(
-            "SOCK_REV_NAT6",
-            LruHash,
-            limits::SOCK_REV_NAT_MAX,
-            0,
-            Datapath,
-        ),
+        spec::<SockRevNatKey<V4>, SockRevNatValue<V4>>("SOCK_REV_NAT4", LruHash, limits::SOCK_REV_NAT_MAX, 0, Datapath),
+        spec::<SockRevNatKey<V6>, SockRevNatValue<V6>>("SOCK_REV_NAT6", LruHash, limits::SOCK_REV_NAT_MAX, 0, Datapath),
         spec::<FragmentKey<V4>, FragmentValue>("FRAGMENTS4", LruHash, limits::FRAGMENTS_MAX, 0, Datapath),
         spec::<FragmentKey<V6>, FragmentValue>("FRAGMENTS6", LruHash, limits::FRAGMENTS_MAX, 0, Datapath),
         spec::<u32, VerdictCounter>("COUNTERS", PerCpuArray, Verdict::COUNT as u32, 0, Datapath),
