@@ -39,7 +39,7 @@ const RESOURCES: [(&str, &str, &str); 4] = [
 
 type Key = (String, String);
 type Objects = BTreeMap<Key, Value>;
-type Reply = Result<Response, Response>;
+type Reply = Result<Response, Box<Response>>;
 
 /// What etcd holds: the objects and their history. Clones share it.
 #[derive(Clone)]
@@ -315,15 +315,15 @@ async fn answer(
         Some(Fault::Slow(delay)) => sleep(delay).await,
         Some(Fault::GoneInStream) => return gone_in_stream(),
     }
-    serve(&shared, uri.path(), &query).unwrap_or_else(|refusal| refusal)
+    serve(&shared, uri.path(), &query).unwrap_or_else(|refusal| *refusal)
 }
 
 fn serve(shared: &Arc<Shared>, path: &str, query: &HashMap<String, String>) -> Reply {
-    let not_found = || status(404, "NotFound", "the server could not find the requested resource");
+    let not_found = || refused(404, "NotFound", "the server could not find the requested resource");
     let (_, api_version, kind) =
         RESOURCES.iter().find(|resource| resource.0 == path).ok_or_else(not_found)?;
     if let Some(code) = shared.cluster.store().hidden.get(*kind) {
-        return Err(if *code == 403 { status(403, "Forbidden", "no access") } else { not_found() });
+        return Err(if *code == 403 { refused(403, "Forbidden", "no access") } else { not_found() });
     }
     let selector = Selector::parse(query)?;
     if query.get("watch").is_some_and(|watch| watch == "true" || watch == "1") {
@@ -344,7 +344,7 @@ fn list(
     let version = token.as_ref().map_or(store.version, |token| token.version);
     if version < store.compacted {
         let message = "The provided continue parameter is too old to display a consistent list result.";
-        return Err(status(410, "Expired", message));
+        return Err(refused(410, "Expired", message));
     }
     let snapshot = store.snapshot(kind, version);
     let after = |key: &Key| token.as_ref().is_none_or(|token| *key > token.last);
@@ -380,8 +380,8 @@ struct Token {
 }
 
 impl Token {
-    fn parse(text: &str) -> Result<Self, Response> {
-        let invalid = || status(400, "BadRequest", "continue key is not valid");
+    fn parse(text: &str) -> Result<Self, Box<Response>> {
+        let invalid = || refused(400, "BadRequest", "continue key is not valid");
         let mut parts = text.splitn(3, '_');
         let mut part = || parts.next().ok_or_else(invalid);
         let version = part()?.parse().map_err(|_error| invalid())?;
@@ -401,7 +401,7 @@ struct Selector {
 }
 
 impl Selector {
-    fn parse(query: &HashMap<String, String>) -> Result<Self, Response> {
+    fn parse(query: &HashMap<String, String>) -> Result<Self, Box<Response>> {
         let mut selector = Self::default();
         for term in terms(query, "labelSelector") {
             selector.labels.push(match (term.strip_prefix('!'), term.split_once('=')) {
@@ -414,10 +414,10 @@ impl Selector {
             let (path, value, wanted) = match (term.split_once("!="), term.split_once('=')) {
                 (Some((path, value)), _) => (path, value, false),
                 (None, Some((path, value))) => (path, value, true),
-                (None, None) => return Err(status(400, "BadRequest", "invalid field selector")),
+                (None, None) => return Err(refused(400, "BadRequest", "invalid field selector")),
             };
             if !["metadata.name", "metadata.namespace", "spec.clusterIP"].contains(&path) {
-                return Err(status(400, "BadRequest", &format!("field label not supported: {path}")));
+                return Err(refused(400, "BadRequest", &format!("field label not supported: {path}")));
             }
             selector.fields.push((path.to_owned(), value.to_owned(), wanted));
         }
@@ -471,7 +471,7 @@ impl Watch {
         if query.contains_key("sendInitialEvents") {
             let message = "sendInitialEvents: Forbidden: sendInitialEvents is forbidden for watch unless the \
                            WatchList feature gate is enabled";
-            return Err(status(422, "Invalid", message));
+            return Err(refused(422, "Invalid", message));
         }
         let version = query.get("resourceVersion").and_then(|version| version.parse().ok()).unwrap_or(0);
         let seconds = query.get("timeoutSeconds").and_then(|seconds| seconds.parse().ok()).unwrap_or(1800);
@@ -579,6 +579,10 @@ fn status_object(code: u16, reason: &str, message: &str) -> Value {
 fn status(code: u16, reason: &str, message: &str) -> Response {
     let http_code = StatusCode::from_u16(code).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     json_response(http_code, status_object(code, reason, message).to_string())
+}
+
+fn refused(code: u16, reason: &str, message: &str) -> Box<Response> {
+    Box::new(status(code, reason, message))
 }
 
 fn gone_in_stream() -> Response {

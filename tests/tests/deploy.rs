@@ -51,8 +51,8 @@ fn pod(objects: &[Value]) -> anyhow::Result<PodSpec> {
 
 fn agent(objects: &[Value]) -> anyhow::Result<(PodSpec, Container)> {
     let pod = pod(objects)?;
-    let [container] = pod.containers.as_slice() else { panic!("more than one container") };
-    let container = container.clone();
+    ensure!(pod.containers.len() == 1, "one container, not {}", pod.containers.len());
+    let container = pod.containers[0].clone();
     Ok((pod, container))
 }
 

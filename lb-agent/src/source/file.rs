@@ -85,12 +85,12 @@ impl FileSource {
         let outlet = Outlet { changes, stop: stop.clone(), runtime: Handle::current() };
         let watch = DirectoryWatch::new(dir.clone(), messages.clone())?;
         let reader = Reader::new(dir.clone(), watch, Inventory::new(outlet));
+        let bell = Bell(messages);
         let mut thread = tokio::task::spawn_blocking(move || reader.run(&inbox));
         let ended = tokio::select! {
             ended = &mut thread => ended,
             () = stop.cancelled() => {
-                // A reader that has ended by itself has dropped the inbox.
-                let _ = messages.send(Message::Stop);
+                drop(bell);
                 thread.await
             }
         };
@@ -101,6 +101,16 @@ impl FileSource {
 enum Message {
     Event(notify::Result<notify::Event>),
     Stop,
+}
+
+/// Tells the thread to stop when `run` ends, also when it is dropped: a runtime waits for its threads.
+struct Bell(std_mpsc::Sender<Message>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        // A reader that has ended by itself has dropped the inbox.
+        let _ = self.0.send(Message::Stop);
+    }
 }
 
 /// The inotify watches: on the directory, and on its parent to see it come and go.

@@ -22,7 +22,7 @@ use super::{
 /// Documents parsed before the first of them is sent on: bounds the typed objects in memory.
 const GROUP_DOCUMENTS: usize = 256;
 /// Files, and bytes of text, read before the first of them is parsed.
-const GROUP_FILES: usize = 64;
+const GROUP_FILES: usize = 256;
 const GROUP_BYTES: u64 = 1 << 20;
 
 /// The receiver is gone or the agent stops: nothing more is to be sent.
@@ -87,7 +87,7 @@ pub(super) struct Inventory {
 #[derive(Default)]
 struct FileState {
     stamp: Option<Stamp>,
-    documents: Vec<DocumentState>,
+    documents: Vec<Arc<DocumentState>>,
     /// Last good objects of documents that can no longer be read.
     kept: Vec<(ObjectRef, u64)>,
     /// Refusals that are the file's own.
@@ -96,7 +96,6 @@ struct FileState {
     reported: Vec<Refusal>,
 }
 
-#[derive(Clone, Default)]
 struct DocumentState {
     text_hash: u64,
     objects: Vec<(ObjectRef, u64)>,
@@ -120,8 +119,8 @@ struct Update<'a> {
     origin: String,
     old: FileState,
     /// The documents the file had, by the hash of their text.
-    known: Arc<HashMap<u64, DocumentState>>,
-    documents: Vec<DocumentState>,
+    known: Arc<HashMap<u64, Arc<DocumentState>>>,
+    documents: Vec<Arc<DocumentState>>,
     seen: HashSet<ObjectRef>,
     twice: Vec<Refusal>,
 }
@@ -140,7 +139,7 @@ enum Content {
 
 /// A document as read: a known one without its objects, another one with them.
 struct Outcome {
-    state: DocumentState,
+    state: Arc<DocumentState>,
     objects: Vec<Object>,
 }
 
@@ -207,7 +206,12 @@ impl Inventory {
                 let known = update.known.clone();
                 let origin = update.origin.clone();
                 let groups = documents.chunks(GROUP_DOCUMENTS).map(|group| {
-                    in_two_threads(group, &|document: &Document<'_>| parse(document, &known, &origin))
+                    let parse = |document: &Document<'_>| parse(document, &known, &origin);
+                    if mostly_known(group, &known) {
+                        group.iter().map(parse).collect()
+                    } else {
+                        in_two_threads(group, &parse)
+                    }
                 });
                 self.replace_documents(update, groups)
             }
@@ -427,14 +431,21 @@ impl<'a> Update<'a> {
 }
 
 /// Parses a document unless the file already had it.
-fn parse(document: &Document<'_>, known: &HashMap<u64, DocumentState>, origin: &str) -> Outcome {
+fn parse(document: &Document<'_>, known: &HashMap<u64, Arc<DocumentState>>, origin: &str) -> Outcome {
     let text_hash = document.text_hash();
     if let Some(state) = known.get(&text_hash) {
         return Outcome { state: state.clone(), objects: Vec::new() };
     }
     let Parsed { objects, refusals, unreadable, unnamed } = document.parse(origin);
     let hashed = objects.iter().map(|object| (object.object_ref(), object_hash(object))).collect();
-    Outcome { state: DocumentState { text_hash, objects: hashed, refusals, unreadable, unnamed }, objects }
+    let state = DocumentState { text_hash, objects: hashed, refusals, unreadable, unnamed };
+    Outcome { state: Arc::new(state), objects }
+}
+
+/// True if a second thread would cost more than it saves.
+fn mostly_known(documents: &[Document<'_>], known: &HashMap<u64, Arc<DocumentState>>) -> bool {
+    !known.is_empty()
+        && documents.iter().filter(|document| !known.contains_key(&document.text_hash())).nth(8).is_none()
 }
 
 /// Reads one object out of a file again; what else the file says is known already.

@@ -417,9 +417,16 @@ mod tests {
 
     #[test]
     fn windows_line_ends_and_quoted_types_are_read() {
-        let text = "apiVersion: \"v1\"\r\nkind: 'Service'\r\nmetadata:\r\n  name: web\r\n---\r\n".to_owned()
-            + SERVICE;
-        assert_eq!(names(&parse_all(Format::Yaml, &text)), ["Service default/web", "Service default/web"]);
+        let text = "apiVersion: \"v1\"
+kind: 'Service'
+metadata:
+  name: web
+---
+";
+        assert_eq!(
+            names(&parse_all(Format::Yaml, &format!("{text}{SERVICE}"))),
+            ["Service default/web", "Service default/web"]
+        );
     }
 
     #[test]
