@@ -1,5 +1,7 @@
 //! Attaching, replacing, following and removing the programs, in a network namespace, a cgroup and a bpffs of the
 //! test's own. Needs root.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test that cannot go on panics")]
+#![allow(clippy::allow_attributes, reason = "the line above holds for every item")]
 
 use std::{
     collections::{BTreeMap, BTreeSet},
