@@ -1,6 +1,7 @@
 //! The agent of one node of the test cluster: the real program, in the node's namespace, attached to the node's cgroup.
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -10,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
+use lb_agent::admin::StatusReport;
 
 use crate::{
     cgroup::Cgroup,
@@ -89,6 +91,19 @@ impl Agent {
         Ok(())
     }
 
+    /// Waits until every device of the node has its programs. Socket programs come before them, so they are there too.
+    pub fn wait_until_attached(&self) -> Result<()> {
+        let question = format!("are programs attached to every device of {}", self.node);
+        let devices = self.place.namespace.run(device_names)??;
+        let attached = || {
+            let status: StatusReport = serde_json::from_str(&self.cli_text("status", &["-o", "json"])?)?;
+            let names: BTreeSet<String> =
+                status.attachments.into_iter().map(|device| device.device).collect();
+            Ok(devices.is_subset(&names))
+        };
+        eventually(&question, Duration::from_secs(20), attached).with_context(|| self.log_tail())
+    }
+
     /// SIGKILL.
     pub fn kill(&mut self) -> Result<()> {
         self.process.take().context("the agent is not running")?.kill()
@@ -158,6 +173,14 @@ fn is_healthy() -> std::io::Result<bool> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.starts_with("HTTP/1.1 200"))
+}
+
+/// The devices of the calling thread's namespace, without the loopback.
+fn device_names() -> Result<BTreeSet<String>> {
+    let text =
+        std::fs::read_to_string("/proc/thread-self/net/dev").context("read /proc/thread-self/net/dev")?;
+    let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
+    Ok(names.filter(|name| name != "lo").collect())
 }
 
 /// Mounts the BPF file system where pins live, unless it is there.

@@ -270,13 +270,14 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts the agent of every node and waits until each is ready.
+    /// Starts the agent of every node and waits until each is ready and its programs are attached.
     pub fn start_agents(&mut self) -> Result<()> {
         if self.agents.is_empty() {
             self.prepare_agents()?;
         }
         self.agents.values_mut().try_for_each(Agent::start)?;
-        self.agents.values_mut().try_for_each(Agent::wait_until_ready)
+        self.agents.values_mut().try_for_each(Agent::wait_until_ready)?;
+        self.agents.values().try_for_each(Agent::wait_until_attached)
     }
 
     /// The agent of a node.

@@ -1,4 +1,4 @@
-//! What CI runs, cheapest first: format, lints, documentation, manifests, then every test.
+//! What CI runs, cheapest first: format, lints, documentation, then every test (one renders deploy/).
 
 use std::path::Path;
 
@@ -20,7 +20,6 @@ pub fn ci() -> Result<()> {
     lint()?;
     lint_ebpf()?;
     document()?;
-    render_manifests()?;
     test::test(None)
 }
 
@@ -55,10 +54,6 @@ fn lint_ebpf() -> Result<()> {
 fn document() -> Result<()> {
     let mut doc = command("cargo", &["doc", "--workspace", "--no-deps", "--document-private-items"]);
     run(doc.env("RUSTDOCFLAGS", "-D warnings"))
-}
-
-fn render_manifests() -> Result<()> {
-    run(command("kubectl", &["kustomize", "deploy"]).stdout(std::process::Stdio::null()))
 }
 
 /// Checks the dependencies against deny.toml.

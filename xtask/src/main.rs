@@ -54,7 +54,7 @@ enum Subject {
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
-    /// Everything CI runs: format, lints, documentation, manifests, all tests
+    /// Everything CI runs: format, lints, documentation, all tests
     Ci,
     /// Checks licences, advisories and sources of all dependencies (installs cargo-deny: several minutes once)
     Deny,

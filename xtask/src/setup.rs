@@ -21,7 +21,7 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// For every command.
-const NEEDS: [Need; 7] = [
+const NEEDS: [Need; 8] = [
     Need {
         what: "a Rust compiler with core for BPF",
         why: "to compile lb-ebpf for the kernel",
@@ -64,25 +64,23 @@ const NEEDS: [Need; 7] = [
         packages: &["curl", "ca-certificates"],
         present: || is_installed("curl"),
     },
-];
-
-/// For `cargo xtask ci` besides.
-const CI_NEEDS: [Need; 2] = [
-    Need {
-        what: "Rust's linter for the BPF compiler",
-        why: "`cargo xtask ci` lints lb-ebpf with the compiler that builds it",
-        packages: &["rust-web-clippy"],
-        present: || {
-            Toolchain::detect().is_ok_and(|toolchain| toolchain == Toolchain::Nightly) || has_debian_clippy()
-        },
-    },
     Need {
         what: "kubectl",
-        why: "`cargo xtask ci` renders deploy/ with `kubectl kustomize`",
+        why: "a test renders deploy/ with `kubectl kustomize`",
         packages: &["kubernetes-client"],
         present: || is_installed("kubectl"),
     },
 ];
+
+/// For `cargo xtask ci` besides.
+const CI_NEEDS: [Need; 1] = [Need {
+    what: "Rust's linter for the BPF compiler",
+    why: "`cargo xtask ci` lints lb-ebpf with the compiler that builds it",
+    packages: &["rust-web-clippy"],
+    present: || {
+        Toolchain::detect().is_ok_and(|toolchain| toolchain == Toolchain::Nightly) || has_debian_clippy()
+    },
+}];
 
 /// Installs what is missing for building, running and testing.
 pub fn setup() -> Result<()> {
