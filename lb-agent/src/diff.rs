@@ -1,7 +1,7 @@
 //! (have, want) → an ordered list of writes, every prefix of which leaves the datapath correct.
 //!
 //! Called by the reconciler: incrementally through [`Delta`], which knows only the entries that differ, and in full
-//! through [`diff`] after a restart of the maps or a failed verification. [`apply`] makes the writes and leaves out
+//! through [`diff`] after a restart of the maps or a failed verification. [`apply()`] makes the writes and leaves out
 //! those that a failed one has made unsafe.
 //!
 //! # The order, and what each step prevents

@@ -1,5 +1,5 @@
 //! The built object against `lb_common`: what aya and the kernel find out too late or not at all. Needs no root.
-#![allow(clippy::allow_attributes, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::collections::BTreeSet;
 

@@ -2,7 +2,7 @@
 //! verdict, the whole packet with its checksums, the connections and all counters, on IPv4 and IPv6. Needs root.
 //!
 //! Every verdict of `lb_common::verdict` is brought about here, those of the socket hooks in `sockets.rs`.
-#![allow(clippy::allow_attributes, clippy::unwrap_used, reason = "tests")]
+#![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::{collections::BTreeMap, net::IpAddr};
 

@@ -1,4 +1,4 @@
-//! Follows devices and addresses: netlink → [`devices`](super::devices) → maps, attachments, NodePort addresses.
+//! Follows devices and addresses: netlink → [`super::devices`] → maps, attachments, NodePort addresses.
 //! Runs for as long as the agent.
 //!
 //! What must stay true: netlink's messages only say *that* something changed; what is there is read anew, so a lost

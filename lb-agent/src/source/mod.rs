@@ -1,4 +1,4 @@
-//! Where Kubernetes objects come from: the API server ([`kubernetes`]) or a directory of manifests ([`file`]).
+//! Where Kubernetes objects come from: the API server ([`kubernetes`]) or a directory of manifests ([`mod@file`]).
 //! A source sends [`Change`]s; it never interprets what an object says.
 
 mod api_servers;
