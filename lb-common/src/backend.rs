@@ -37,12 +37,6 @@ pub struct BackendFlags(pub u32);
 impl BackendFlags {
     /// Runs on this node: reached by DNAT alone, the client keeps its address.
     pub const LOCAL: Self = Self(1);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// Value of `BACKENDS` under a [`BackendId`].
@@ -81,18 +75,6 @@ impl MemberSets {
     pub const CLUSTER: Self = Self(1);
     /// Takes new connections under policy Local.
     pub const LOCAL: Self = Self(2);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets together.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
 /// Value of `MEMBERS`: present while the backend still serves *this* service port.

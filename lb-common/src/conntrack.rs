@@ -20,19 +20,6 @@ impl ConnectionFlags {
     pub const SNAT: Self = Self(2);
     /// The client is a process of this node whose packets are translated as they leave.
     pub const HOST: Self = Self(4);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets together.
-    #[inline(always)]
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
 /// How far a connection has come, as seen by the packets of one direction.
@@ -104,12 +91,6 @@ impl TcpFlags {
     pub const RST: Self = Self(4);
     /// The acknowledgment field counts.
     pub const ACK: Self = Self(16);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 
     /// True for the first packet of a TCP connection: SYN without ACK or RST.
     #[inline(always)]

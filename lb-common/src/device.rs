@@ -34,12 +34,6 @@ pub struct DeviceFlags(pub u32);
 impl DeviceFlags {
     /// No Ethernet header: packets begin with the IP header (WireGuard, ipip, tun).
     pub const L3: Self = Self(1);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
 }
 
 /// Value of `DEVICES` under the device's ifindex (u32).

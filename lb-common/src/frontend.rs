@@ -88,18 +88,6 @@ impl FrontendFlags {
     pub const INTERNAL_LOCAL: Self = Self(64);
     /// The external run is the local set (`externalTrafficPolicy: Local`).
     pub const EXTERNAL_LOCAL: Self = Self(128);
-
-    /// True if every bit of `other` is set.
-    #[inline(always)]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-
-    /// Both sets together.
-    #[must_use]
-    pub const fn with(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
 }
 
 /// Where a client stands: `internalTrafficPolicy` or `externalTrafficPolicy` speaks for it.

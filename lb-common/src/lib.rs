@@ -25,6 +25,7 @@
 
 pub mod affinity;
 pub mod backend;
+pub mod bits;
 pub mod checksum;
 pub mod conntrack;
 pub mod counters;
