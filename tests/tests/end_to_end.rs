@@ -222,6 +222,74 @@ fn policies_and_source_ranges_hold_for_everyone() -> Result<()> {
     Ok(())
 }
 
+/// What flannel makes of a node: a VXLAN device towards the pods of the other one, and masquerading of what pods send
+/// anywhere else.
+fn overlay(cluster: &Cluster, nodes: [(&str, u8, &str, u8, &str); 2]) -> Result<()> {
+    for (name, own, _, other, other_ip) in nodes {
+        let place = cluster.place(&At::host(name))?;
+        let mut commands = vec![
+            format!(
+                "link add flannel.1 mtu 1430 address 02:00:00:00:01:0{own} type vxlan id 1 dev eth0 dstport 8472 nolearning"
+            ),
+            format!("address add 10.244.{own}.0/32 dev flannel.1"),
+            format!("address add fd00:244:{own}::/128 dev flannel.1 nodad"),
+            "link set flannel.1 up".to_owned(),
+            format!("neigh add 10.244.{other}.0 lladdr 02:00:00:00:01:0{other} dev flannel.1 nud permanent"),
+            format!(
+                "neigh add fd00:244:{other}:: lladdr 02:00:00:00:01:0{other} dev flannel.1 nud permanent"
+            ),
+        ];
+        commands.extend([
+            format!("route add 10.244.{other}.0/24 via 10.244.{other}.0 dev flannel.1 onlink"),
+            format!("route add fd00:244:{other}::/64 via fd00:244:{other}:: dev flannel.1 onlink"),
+        ]);
+        // Every pod of the other node, or strict reverse path filtering drops what comes out of the tunnel.
+        for pod in [10, 11] {
+            commands.extend([
+                format!("route replace 10.244.{other}.{pod}/32 via 10.244.{other}.0 dev flannel.1 onlink"),
+                format!(
+                    "route replace fd00:244:{other}::{pod}/128 via fd00:244:{other}:: dev flannel.1 onlink"
+                ),
+            ]);
+        }
+        place.namespace.ip(&commands)?;
+        let mac = format!("02:00:00:00:01:0{other}");
+        for (iptables, pods) in [("iptables", "10.244.0.0/16"), ("ip6tables", "fd00:244::/32")] {
+            let rule = ["-t", "nat", "-A", "POSTROUTING", "-s", pods, "!", "-d", pods, "-j", "MASQUERADE"];
+            let output = place.output(iptables, &rule)?;
+            ensure!(output.status.success(), "{iptables}: {output:?}");
+        }
+        let output = place.output("bridge", &["fdb", "append", &mac, "dev", "flannel.1", "dst", other_ip])?;
+        ensure!(output.status.success(), "bridge fdb: {output:?}");
+    }
+    Ok(())
+}
+
+/// A CNI with an overlay: backends on the other node are reached through the tunnel, from its own address.
+#[test]
+fn an_overlay_is_followed_and_used() -> Result<()> {
+    let mut cluster = cluster()?;
+    overlay(&cluster, [("node-a", 1, NODE_A, 2, NODE_B), ("node-b", 2, NODE_B, 1, NODE_A)])?;
+    for node in NODES {
+        let agent = cluster.agent(node.name)?;
+        eventually("is the tunnel attached", Duration::from_secs(2), || {
+            let status = agent.cli_text("status", &[])?;
+            Ok(status.lines().any(|line| line.contains("flannel.1") && line.contains("overlay")))
+        })?;
+    }
+    every_frontend_reaches_every_backend(&cluster)?;
+    for (to, tunnel) in [("192.0.2.11:31080", "10.244.1.0"), ("[2001:db8:2::11]:31080", "fd00:244:1::")] {
+        eventually("does the other node's pod see the tunnel", Duration::from_secs(2), || {
+            let answer = answered(&cluster, &At::Client, to)?.answer;
+            Ok(answer.pod == "b1" && answer.client.ip() == tunnel.parse::<IpAddr>()?)
+        })?;
+    }
+    let fetched =
+        cluster.probe(&At::pod("a2"))?.fetch(Target::http("10.96.0.20:80")?, "/bytes?count=3000000")?;
+    ensure!(fetched == Ok(3_000_000), "{fetched:?}");
+    Ok(())
+}
+
 /// Segments larger than the MTU (GSO) through every kind of path.
 #[test]
 fn bulk_data_arrives_whole() -> Result<()> {
