@@ -20,7 +20,7 @@ use lb_common::{
 use crate::{
     backend::{self, Choice, Chosen},
     conntrack::{self, Opening},
-    counters::{Outcome, Seen, count, count_connection, count_verdict},
+    counters::{Seen, count, count_connection, count_verdict},
     forward::{self, FamilyRoute, Route, Way},
     frontend,
     globals::{now_ns, random},
@@ -93,47 +93,58 @@ impl<F: Balanced> Work<F> {
     }
 }
 
+/// What [`known`] says of a packet that belongs to no connection: no verdict's code.
+const UNKNOWN: u32 = u32::MAX;
+
 /// Decides about a packet, does it and counts it.
+///
+/// The steps are BPF functions beside each other and not one inside the other: the stacks of functions that call
+/// each other must fit 512 bytes together, each rounded up to 32 (Linux 6.1).
+#[inline(always)]
+pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    let (bytes, ifindex) = (packet.len(), packet.ifindex());
+    let mut code = known(packet, work, hook);
+    if code == UNKNOWN {
+        code = packet.open(hook as u32);
+    }
+    let verdict = match Verdict::from_code(code) {
+        Some(verdict) => verdict,
+        None => Verdict::NotOurs,
+    };
+    if verdict == Verdict::NotOurs {
+        count_verdict(verdict, bytes);
+    } else {
+        count(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
+    }
+    verdict
+}
+
+/// Does what a packet's connection says; the verdict's code, or [`UNKNOWN`].
 ///
 /// A BPF function of its own, so that whatever way of parsing led here, the verifier sees the same registers: the
 /// headers come from memory it knows nothing about.
 #[inline(never)]
-pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
-    let (bytes, ifindex) = (packet.len(), packet.ifindex());
-    let outcome = decide(packet, work, hook);
-    if outcome.verdict == Verdict::NotOurs {
-        count_verdict(outcome.verdict, bytes);
-    } else {
-        count(outcome, &Seen { flow: &work.headers.flow, bytes, ifindex });
-    }
-    outcome.verdict
-}
-
-/// Decides about a packet and does it.
-#[inline(always)]
-fn decide<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Outcome {
-    let Work { headers, way, .. } = work;
+fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
+    let Work { headers, way, opening, .. } = work;
     let headers = &*headers;
+    opening.reset();
     if let Some(entry) = conntrack::lookup(&headers.flow) {
         if !belongs(entry, hook) {
-            return Outcome::of(Verdict::NotOurs);
+            return Verdict::NotOurs as u32;
         }
-        if entry.flags.has(ConnectionFlags::REPLY) {
+        let holds = if entry.flags.has(ConnectionFlags::REPLY) {
             entry.note(headers.flow.protocol, headers.tcp_flags, Coarse::from_ns(now_ns()));
-            return continued(packet, headers, entry, hook, way);
+            true
+        } else {
+            conntrack::holds(entry, headers)
+        };
+        if holds {
+            opening.service_port = entry.service_port;
+            opening.backend = entry.backend;
+            return continued(packet, headers, entry, hook, way) as u32;
         }
-        if conntrack::holds(entry, headers) {
-            return continued(packet, headers, entry, hook, way);
-        }
     }
-    if hook == Hook::WorkloadEgress {
-        return Outcome::of(Verdict::NotOurs);
-    }
-    work.opening.reset();
-    match Verdict::from_code(packet.open(hook as u32)) {
-        Some(verdict) => work.opening.outcome(verdict),
-        None => Outcome::of(Verdict::RewriteFailed),
-    }
+    if hook == Hook::WorkloadEgress { Verdict::NotOurs as u32 } else { UNKNOWN }
 }
 
 /// True if an entry is applied at `hook`.
@@ -158,7 +169,7 @@ fn continued<F: Balanced, P: Packet>(
     entry: &ConnectionValue<F>,
     hook: Hook,
     way: &mut Way,
-) -> Outcome {
+) -> Verdict {
     let verdict = if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
         forwarded(packet, headers, &entry.to, way)
     } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
@@ -167,7 +178,7 @@ fn continued<F: Balanced, P: Packet>(
         translated(packet, headers, &entry.to)
     };
     remember_fragment(headers);
-    Outcome { verdict, service_port: entry.service_port, backend: entry.backend }
+    verdict
 }
 
 /// True for packets of the node's own processes on their way out.
