@@ -16,3 +16,4 @@ pub mod process;
 pub mod prog;
 pub mod script;
 pub mod sweep;
+pub mod vm;

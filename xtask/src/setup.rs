@@ -21,7 +21,7 @@ const BPF_LINKER: &str = "0.13.0";
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 
 /// For every command.
-const NEEDS: [Need; 8] = [
+const NEEDS: [Need; 9] = [
     Need {
         what: "a Rust compiler with core for BPF",
         why: "to compile lb-ebpf for the kernel",
@@ -63,6 +63,12 @@ const NEEDS: [Need; 8] = [
         why: "the demo's client",
         packages: &["curl", "ca-certificates"],
         present: || is_installed("curl"),
+    },
+    Need {
+        what: "qemu, busybox and cpio",
+        why: "a test boots Linux 6.1 in a VM and loads every program there",
+        packages: &["qemu-system-x86", "busybox-static", "cpio"],
+        present: || ["qemu-system-x86_64", "busybox", "cpio"].into_iter().all(is_installed),
     },
     Need {
         what: "kubectl",

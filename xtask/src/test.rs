@@ -27,7 +27,7 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 5] = ["agreement", "attach", "contract", "datapath", "maps_bpf"];
+const KERNEL: [&str; 6] = ["agreement", "attach", "contract", "datapath", "maps_bpf", "old_kernel"];
 /// Files in `tests/tests` that make namespaces.
 const E2E: [&str; 3] = ["demo", "end_to_end", "netns"];
 
