@@ -8,16 +8,18 @@
 //!
 //! | step | before | else |
 //! |---|---|---|
-//! | 1 backends written | 2, 4 | a slot or a member would name an id without an address: connections are refused |
-//! | 2 members written | 5 | a connection to a backend not yet a member would be cut at its first generation check |
-//! | 3 source ranges written | 5 | a frontend that has just been restricted would refuse those it should let in |
-//! | 4 slots written | 5 | a frontend would point into a run that is empty, or another's |
-//! | 5 frontends written | 6–10 | **the commit point**: each value switches atomically from the old run to the new |
-//! | 6 frontends deleted | 8, 10 | a client could still choose a backend that is no member any more |
-//! | 7 source ranges deleted | | a frontend still restricted would refuse everybody |
-//! | 8 members deleted | 9 | connections that look at the generation first would take the new one and stay |
-//! | 9 generations moved | 10 | connections would go on to a backend whose id may soon mean another |
-//! | 10 backends deleted | | |
+//! | 1 service CIDRs removed | | what is no longer ours to refuse would be refused while the rest is written |
+//! | 2 backends written | 3, 5 | a slot or a member would name an id without an address: connections are refused |
+//! | 3 members written | 6 | a connection to a backend not yet a member would be cut at its first generation check |
+//! | 4 source ranges written | 6 | a frontend that has just been restricted would refuse those it should let in |
+//! | 5 slots written | 6 | a frontend would point into a run that is empty, or another's |
+//! | 6 frontends written | 7–12 | **the commit point**: each value switches atomically from the old run to the new |
+//! | 7 service CIDRs written | | clients of a frontend about to be written would be refused |
+//! | 8 frontends deleted | 10, 12 | a client could still choose a backend that is no member any more |
+//! | 9 source ranges deleted | | a frontend still restricted would refuse everybody |
+//! | 10 members deleted | 11 | connections that look at the generation first would take the new one and stay |
+//! | 11 generations moved | 12 | connections would go on to a backend whose id may soon mean another |
+//! | 12 backends deleted | | |
 //!
 //! Runs that no frontend points to any more need no write: nobody reads them. They are written afresh by a later
 //! plan, never by the same one, so a program that read the old frontend an instant ago still finds its old run.
@@ -31,6 +33,7 @@ use lb_common::{
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -64,6 +67,7 @@ pub struct FamilyDelta<F: Family> {
     frontends: Changes<FrontendKey<F>, FrontendValue>,
     backends: Changes<BackendId, BackendValue<F>>,
     source_ranges: Changes<SourceRangeKey<F>, SourceRangeValue>,
+    service_cidrs: Changes<u32, ServiceCidrValue<F>>,
 }
 
 /// A family with its share of a [`Delta`].
@@ -180,6 +184,16 @@ impl Delta {
         want(&mut F::delta_mut(self).source_ranges, F::of(have).source_ranges.get(&key), key, value);
     }
 
+    /// Wants a service CIDR in place `index`, or none.
+    pub fn want_service_cidr<F: DeltaFamily>(
+        &mut self,
+        have: &MapState,
+        index: u32,
+        value: Option<ServiceCidrValue<F>>,
+    ) {
+        want(&mut F::delta_mut(self).service_cidrs, F::of(have).service_cidrs.get(&index), index, value);
+    }
+
     /// Wants a member.
     pub fn want_member(&mut self, have: &MapState, key: MemberKey, value: Option<MemberValue>) {
         want(&mut self.members, have.members.get(&key), key, value);
@@ -235,6 +249,8 @@ impl Delta {
     /// The writes in the order the module describes.
     pub fn plan(&self, have: &MapState) -> Plan {
         let mut plan = Plan::new();
+        self.v4.plan_service_cidrs(&mut plan, false);
+        self.v6.plan_service_cidrs(&mut plan, false);
         self.v4.plan_backends(&mut plan, true);
         self.v6.plan_backends(&mut plan, true);
         plan.extend(puts(&self.members).map(|(key, value)| Write::Member(key, Some(value))));
@@ -243,6 +259,8 @@ impl Delta {
         plan.extend(puts(&self.slots).map(|(index, backend)| Write::Slot(index, backend)));
         self.v4.plan_frontends(&mut plan, true);
         self.v6.plan_frontends(&mut plan, true);
+        self.v4.plan_service_cidrs(&mut plan, true);
+        self.v6.plan_service_cidrs(&mut plan, true);
         self.v4.plan_frontends(&mut plan, false);
         self.v6.plan_frontends(&mut plan, false);
         self.v4.plan_source_ranges(&mut plan, false);
@@ -307,11 +325,15 @@ impl<F: MapFamily> FamilyDelta<F> {
             frontends: between(&have.frontends, &want.frontends),
             backends: between(&have.backends, &want.backends),
             source_ranges: between(&have.source_ranges, &want.source_ranges),
+            service_cidrs: between(&have.service_cidrs, &want.service_cidrs),
         }
     }
 
     fn is_empty(&self) -> bool {
-        self.frontends.is_empty() && self.backends.is_empty() && self.source_ranges.is_empty()
+        self.frontends.is_empty()
+            && self.backends.is_empty()
+            && self.source_ranges.is_empty()
+            && self.service_cidrs.is_empty()
     }
 
     fn plan_backends(&self, plan: &mut Plan, puts: bool) {
@@ -324,6 +346,12 @@ impl<F: MapFamily> FamilyDelta<F> {
         }));
     }
 
+    fn plan_service_cidrs(&self, plan: &mut Plan, puts: bool) {
+        plan.extend(planned(&self.service_cidrs, puts, |index, value| {
+            F::write(FamilyWrite::ServiceCidr(index, value))
+        }));
+    }
+
     fn plan_frontends(&self, plan: &mut Plan, puts: bool) {
         plan.extend(planned(&self.frontends, puts, |key, value| F::write(FamilyWrite::Frontend(key, value))));
     }
@@ -333,6 +361,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             FamilyWrite::Frontend(key, _) => drop(self.frontends.remove(key)),
             FamilyWrite::Backend(id, _) => drop(self.backends.remove(id)),
             FamilyWrite::SourceRange(key, _) => drop(self.source_ranges.remove(key)),
+            FamilyWrite::ServiceCidr(index, _) => drop(self.service_cidrs.remove(index)),
         }
     }
 }

@@ -18,9 +18,9 @@ use ipnet::IpNet;
 
 use crate::{
     convert::Rules,
-    desired::{Desired, Exhausted, Surroundings, Target},
+    desired::{Desired, Exhausted, Surroundings, Target, service_cidrs},
     diff::{Delta, Failed, apply},
-    maps::{MapError, MapState, Maps},
+    maps::{MapError, MapState, Maps, dump},
     model::{Dirty, Model, node::NodeAddresses, service::ServiceName},
     report::SyncReport,
     source::{Change, Refusal},
@@ -86,6 +86,7 @@ pub struct Reconciler<M> {
     delta: Delta,
     dirty: BTreeSet<ServiceName>,
     all_dirty: bool,
+    service_cidrs_dirty: bool,
     /// False until the first sync has computed everything.
     has_computed: bool,
     stats: Stats,
@@ -119,6 +120,7 @@ impl<M: Maps> Reconciler<M> {
             delta: Delta::default(),
             dirty: BTreeSet::new(),
             all_dirty: true,
+            service_cidrs_dirty: false,
             has_computed: false,
             stats: Stats::default(),
         })
@@ -129,6 +131,7 @@ impl<M: Maps> Reconciler<M> {
         match self.model.apply(change, &self.rules) {
             Dirty::Services(names) => self.dirty.extend(names),
             Dirty::All => self.all_dirty = true,
+            Dirty::ServiceCidrs => self.service_cidrs_dirty = true,
         }
         for refusal in self.model.take_new_refusals() {
             tracing::warn!(object = refusal.object, field = refusal.field, "refused: {}", refusal.reason);
@@ -146,7 +149,8 @@ impl<M: Maps> Reconciler<M> {
 
     /// True if [`sync`](Self::sync) has something to do.
     pub fn needs_sync(&self) -> bool {
-        self.model.is_synced() && (self.all_dirty || !self.dirty.is_empty() || !self.delta.is_empty())
+        let is_dirty = self.all_dirty || self.service_cidrs_dirty || !self.dirty.is_empty();
+        self.model.is_synced() && (is_dirty || !self.delta.is_empty())
     }
 
     /// Computes what is dirty and writes what differs. After an error everything that could safely be written has
@@ -213,6 +217,9 @@ impl<M: Maps> Reconciler<M> {
             self.has_computed = true;
         }
         self.desired.settle(&mut target);
+        if std::mem::take(&mut self.service_cidrs_dirty) {
+            service_cidrs::want(&self.model, &mut target);
+        }
         (services, exhausted)
     }
 
@@ -239,6 +246,7 @@ impl<M: Maps> Reconciler<M> {
             service_ports: self.desired.port_count(),
             frontends: self.have.v4.frontends.len() + self.have.v6.frontends.len(),
             backends: self.have.v4.backends.len() + self.have.v6.backends.len(),
+            service_cidrs: self.service_cidrs(),
             dirty: self.dirty.len() + self.delta.pending(&self.have).service_ports.len(),
             syncs: self.stats.syncs,
             failures: self.stats.failures,
@@ -249,9 +257,16 @@ impl<M: Maps> Reconciler<M> {
         }
     }
 
+    /// The service CIDRs in the maps.
+    fn service_cidrs(&self) -> Vec<String> {
+        let v4 = self.have.v4.service_cidrs.values().map(dump::service_cidr_network);
+        v4.chain(self.have.v6.service_cidrs.values().map(dump::service_cidr_network)).collect()
+    }
+
     /// What was refused: bad values, and frontends that another Service has.
     pub fn refusals(&self) -> Vec<Refusal> {
-        self.model.refusals().cloned().chain(self.desired.refusals()).collect()
+        let refusals = self.model.refusals().cloned().chain(self.desired.refusals());
+        refusals.chain(service_cidrs::refusals(&self.model)).collect()
     }
 
     /// What is known about the cluster.

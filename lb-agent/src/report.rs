@@ -74,6 +74,8 @@ pub struct SyncReport {
     pub frontends: usize,
     /// Backends in the maps, both families.
     pub backends: usize,
+    /// Service CIDRs in the maps, both families.
+    pub service_cidrs: Vec<String>,
     /// Services waiting to be written.
     pub dirty: usize,
     /// Successful syncs since start.

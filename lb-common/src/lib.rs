@@ -8,6 +8,7 @@
 //! 1. [`CONNECTIONS`](maps) by 5-tuple. A hit whose generation equals `GENERATIONS[service port]` is valid as it is;
 //!    otherwise `MEMBERS` says whether its backend still serves this service port.
 //! 2. `FRONTENDS` by destination address, port and protocol: the service port, its policies and two runs.
+//!    On a miss `SERVICE_CIDRS`: what lies in one is refused.
 //! 3. `SOURCE_RANGES`, when the frontend's flags ask for it.
 //! 4. `AFFINITY`, when the frontend has session affinity, validated by `MEMBERS`.
 //! 5. `SLOTS[base + index]`, a backend id, and `BACKENDS`, its address.
@@ -41,6 +42,7 @@ pub mod maglev;
 pub mod maps;
 pub mod pod;
 pub mod rev_nat;
+pub mod service_cidr;
 pub mod settings;
 pub mod source_range;
 pub mod verdict;

@@ -14,6 +14,8 @@ pub const SLOTS_MAX: u32 = 1_048_576;
 pub const MEMBERS_MAX: u32 = 524_288;
 /// Entries of each `SOURCE_RANGES`.
 pub const SOURCE_RANGES_MAX: u32 = 65_536;
+/// Entries of each `SERVICE_CIDRS`; fixed.
+pub const SERVICE_CIDRS_MAX: u32 = 8;
 /// Entries of each `NODE_ADDRESSES`.
 pub const NODE_ADDRESSES_MAX: u32 = 4_096;
 /// Entries of `DEVICES`.

@@ -17,6 +17,7 @@ use crate::{
     id::BackendId,
     limits,
     rev_nat::{SockRevNatKey, SockRevNatValue},
+    service_cidr::ServiceCidrValue,
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
@@ -34,6 +35,8 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const MEMBERS: &str = "MEMBERS";
 /// Base name of `SOURCE_RANGES4` and `SOURCE_RANGES6`.
 pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
+/// Base name of `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
+pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// ifindex → role.
@@ -125,7 +128,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 27] = {
+pub const MAPS: [MapSpec; 29] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -150,6 +153,8 @@ pub const MAPS: [MapSpec; 27] = {
             NO_PREALLOC,
             Agent,
         ),
+        spec::<u32, ServiceCidrValue<V4>>("SERVICE_CIDRS4", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
+        spec::<u32, ServiceCidrValue<V6>>("SERVICE_CIDRS6", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
         spec::<NodeAddressKey<V4>, NodeAddressValue>(
             "NODE_ADDRESSES4",
             Hash,

@@ -28,6 +28,7 @@ use crate::{
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
     reject::{self, Answer, Back, FamilyAnswer},
+    service_cidr,
 };
 
 /// Everything a family brings.
@@ -280,7 +281,7 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
     let headers = &work.headers;
     let client = headers.flow.tuple.src;
     let Some(frontend) = frontend::lookup(&headers.flow.tuple, headers.flow.protocol) else {
-        return Verdict::NotOurs;
+        return unknown(packet, work, hook);
     };
     if frontend.flags.has(FrontendFlags::HOST_ONLY)
         || (hook == Hook::UplinkEgress && !is_node_address::<F>(client))
@@ -309,6 +310,19 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
         }
         Err(reason) => reason,
     }
+}
+
+/// What becomes of a packet that no connection and no frontend knows: in a service CIDR it is refused. Of what leaves
+/// by an uplink that concerns the node's own packets only.
+#[inline(always)]
+fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    let tuple = &work.headers.flow.tuple;
+    if !service_cidr::contains::<F>(&tuple.dst)
+        || (hook == Hook::UplinkEgress && !is_node_address::<F>(tuple.src))
+    {
+        return Verdict::NotOurs;
+    }
+    unserved(packet, work, Empty::Refuse, hook)
 }
 
 /// True if `addr` is this node's own.

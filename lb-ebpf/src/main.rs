@@ -18,6 +18,7 @@ mod nat;
 mod packet;
 mod parse;
 mod reject;
+mod service_cidr;
 mod socket;
 
 use aya_ebpf::{

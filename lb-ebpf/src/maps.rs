@@ -19,6 +19,7 @@ use lb_common::{
     limits,
     maps::{NO_PREALLOC, Scratch},
     rev_nat::{SockRevNatKey, SockRevNatValue},
+    service_cidr::ServiceCidrValue,
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
     verdict::Verdict,
@@ -29,6 +30,7 @@ type Frontends<F> =
 type Backends<F> =
     HashMap<BackendId, BackendValue<F>, { limits::BACKENDS_MAX as usize }, { NO_PREALLOC as usize }>;
 type SourceRanges<F> = LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
+type ServiceCidrs<F> = Array<ServiceCidrValue<F>, { limits::SERVICE_CIDRS_MAX as usize }>;
 type NodeAddresses<F> = HashMap<
     NodeAddressKey<F>,
     NodeAddressValue,
@@ -72,6 +74,7 @@ pub trait FamilyMaps: Family {
     fn frontends() -> &'static Frontends<Self>;
     fn backends() -> &'static Backends<Self>;
     fn source_ranges() -> &'static SourceRanges<Self>;
+    fn service_cidrs() -> &'static ServiceCidrs<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
     fn connections() -> &'static Connections<Self>;
     fn affinity() -> &'static Affinity<Self>;
@@ -84,7 +87,7 @@ pub trait FamilyMaps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $nodes:ident,
+    ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident, $nodes:ident,
      $connections:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
@@ -92,6 +95,8 @@ macro_rules! family_maps {
         pub static $backends: Backends<$family> = HashMap::new();
         #[btf_map]
         pub static $ranges: SourceRanges<$family> = LpmTrie::new();
+        #[btf_map]
+        pub static $cidrs: ServiceCidrs<$family> = Array::new();
         #[btf_map]
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
         #[btf_map]
@@ -118,6 +123,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn source_ranges() -> &'static SourceRanges<Self> {
                 &$ranges
+            }
+            #[inline(always)]
+            fn service_cidrs() -> &'static ServiceCidrs<Self> {
+                &$cidrs
             }
             #[inline(always)]
             fn node_addresses() -> &'static NodeAddresses<Self> {
@@ -158,6 +167,7 @@ family_maps!(
     FRONTENDS4,
     BACKENDS4,
     SOURCE_RANGES4,
+    SERVICE_CIDRS4,
     NODE_ADDRESSES4,
     CONNECTIONS4,
     AFFINITY4,
@@ -172,6 +182,7 @@ family_maps!(
     FRONTENDS6,
     BACKENDS6,
     SOURCE_RANGES6,
+    SERVICE_CIDRS6,
     NODE_ADDRESSES6,
     CONNECTIONS6,
     AFFINITY6,

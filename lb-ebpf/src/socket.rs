@@ -29,6 +29,7 @@ use crate::{
     frontend,
     globals::{has_feature, node_netns_cookie, random},
     maps::FamilyMaps,
+    service_cidr,
 };
 
 /// What a hook returns: the call goes on.
@@ -243,14 +244,30 @@ fn netns_cookie(context: &SockAddrContext) -> u64 {
 pub fn dial<F: FamilyMaps, C: Call<F>>(call: &mut C, luck: Luck) -> i32 {
     let Some(protocol) = protocol(call.context()) else { return ALLOW };
     let peer = call.peer();
-    let Some(frontend) = dialled::<F, C>(call, &peer, protocol) else { return ALLOW };
+    let Some(frontend) = dialled::<F, C>(call, &peer, protocol) else { return unknown(&peer, protocol) };
     let outcome = connected(call, &peer, protocol, frontend, luck);
     if outcome.verdict == Verdict::NotOurs {
         return ALLOW;
     }
+    count_dial(outcome, &peer, protocol);
+    if outcome.verdict == Verdict::Refused { refuse() } else { ALLOW }
+}
+
+/// What becomes of a call that names no frontend: in a service CIDR it is refused.
+#[inline(never)]
+fn unknown<F: FamilyMaps>(peer: &Endpoint<F>, protocol: Protocol) -> i32 {
+    if peer.addr.is_loopback() || peer.addr.is_unspecified() || !service_cidr::contains::<F>(&peer.addr) {
+        return ALLOW;
+    }
+    count_dial(Outcome::of(Verdict::Refused), peer, protocol);
+    refuse()
+}
+
+/// Counts what became of a call that dialled `peer`.
+#[inline(always)]
+fn count_dial<F: FamilyMaps>(outcome: Outcome, peer: &Endpoint<F>, protocol: Protocol) {
     let tuple = Tuple { dst: peer.addr, dst_port: peer.port, ..Tuple::default() };
     count::<F>(outcome, &Seen { flow: &FlowKey::new(tuple, protocol), bytes: 0, ifindex: 0 });
-    if outcome.verdict == Verdict::Refused { refuse() } else { ALLOW }
 }
 
 /// The frontend a call names. NodePorts on a loopback address are for processes of the node itself only; any

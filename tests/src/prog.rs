@@ -28,6 +28,7 @@ use lb_common::{
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps::{MAPS, MapType},
+    service_cidr::ServiceCidrValue,
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
@@ -384,6 +385,16 @@ impl Node {
         events
     }
 
+    /// Makes `network` the service CIDR in place `index`.
+    pub fn service_cidr<F: Family>(&mut self, index: u32, network: IpAddr, mask: IpAddr)
+    where
+        ServiceCidrValue<F>: Pod,
+    {
+        let addr = |ip| F::Addr::from_ip(ip).unwrap();
+        let value = ServiceCidrValue::<F> { network: addr(network), mask: addr(mask), used: 1 };
+        self.array(&name::<F>("SERVICE_CIDRS")).set(index, value, 0).unwrap();
+    }
+
     /// Lets `cidr` use a service port's source-ranged frontends.
     pub fn source_range<F: Family>(&mut self, service_port: ServicePortId, addr: IpAddr, bits: u32)
     where
@@ -480,6 +491,16 @@ impl Node {
             ..FrontendValue::default()
         };
         self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();
+    }
+
+    /// Takes a service port's frontend out of the maps.
+    pub fn delete_frontend<F: Family>(&mut self, service: &Service)
+    where
+        FrontendKey<F>: Pod,
+    {
+        let addr = F::Addr::from_ip(service.vip.0).unwrap();
+        let key = FrontendKey::<F>::new(addr, Be16::new(service.vip.1), service.protocol);
+        self.hash::<_, FrontendValue>(&name::<F>("FRONTENDS")).remove(&key).unwrap();
     }
 
     /// Makes a backend a member in `sets`.

@@ -311,6 +311,92 @@ macro_rules! cases {
                 assert_eq!(node.connections::<F>(), 0, "nothing is remembered");
             }
 
+            /// Two service CIDRs; both VIPs lie in the second.
+            fn with_cidrs(node: &mut Node) {
+                let [first, first_mask, second, second_mask] = match F::BITS {
+                    32 => ["10.200.0.0", "255.255.0.0", "10.96.0.0", "255.240.0.0"],
+                    _ => ["fd00:97::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:0", "fd00:96::", "ffff:ffff::"],
+                }
+                .map(|ip| ip.parse().unwrap());
+                node.service_cidr::<F>(0, first, first_mask);
+                node.service_cidr::<F>(1, second, second_mask);
+            }
+
+            /// DESIGN 10, spec 0.4, 0.5: an address nobody has, and a port the Service does not have.
+            pub(super) fn what_a_service_cidr_holds_and_no_frontend_has_is_refused() {
+                let (mut node, _) = serve(&[local()]);
+                with_cidrs(&mut node);
+                let mut refused = Vec::new();
+                for dialled in [(F::VIP, 81), (F::OTHER_VIP, PORT)] {
+                    let (request, question) = (tcp(CLIENT, dialled, SYN), Packet::udp(CLIENT, dialled, b"?"));
+                    for hook in [Hook::FromNetwork, Hook::FromPod] {
+                        let ran = node.run(hook, &request.bytes());
+                        assert_eq!(ran.code, REDIRECT, "{hook:?}: {dialled:?}");
+                        let reset = Tcp { rst: true, ack: true, ack_number: SYN.seq + 1, ..Tcp::default() };
+                        assert_eq!(Packet::decode(&ran.packet), tcp(dialled, CLIENT, reset));
+                        let ran = node.run(hook, &question.bytes());
+                        assert_eq!(ran.code, REDIRECT, "{hook:?}: {dialled:?}");
+                        let (quoted_src, quoted_dst) = (CLIENT, dialled);
+                        let told = Unreachable { src: dialled.0, dst: F::CLIENT, quoted_src, quoted_dst };
+                        assert_eq!(Unreachable::decode(&ran.packet), told);
+                        refused.extend([request.bytes(), question.bytes()]);
+                    }
+                }
+                let refused: Vec<&[u8]> = refused.iter().map(Vec::as_slice).collect();
+                assert_eq!(node.verdicts(), verdicts(&[(Verdict::Refused, &refused)]));
+                assert_eq!(node.service(ServicePortId(0)), TrafficCounter::default());
+                assert_eq!(node.service(ServicePortId(1)), TrafficCounter::default());
+                assert_eq!(node.connections::<F>(), 0, "nothing is remembered");
+            }
+
+            pub(super) fn a_service_cidr_refuses_nothing_else() {
+                let (mut node, _) = serve(&[local()]);
+                with_cidrs(&mut node);
+                let elsewhere = tcp(CLIENT, (F::REMOTE_POD, PORT), SYN).bytes();
+                for hook in [Hook::FromNetwork, Hook::ToNetwork, Hook::FromPod, Hook::ToPod] {
+                    assert_eq!(node.run(hook, &elsewhere), untouched(&elsewhere), "{hook:?}");
+                }
+                let unknown = (F::OTHER_VIP, PORT);
+                let forwarded = tcp(CLIENT, unknown, SYN).bytes();
+                for hook in [Hook::ToNetwork, Hook::ToPod] {
+                    assert_eq!(node.run(hook, &forwarded), untouched(&forwarded), "{hook:?}");
+                }
+                let own = tcp((F::NODE, CLIENT_PORT), unknown, SYN);
+                let ran = node.run(Hook::ToNetwork, &own.bytes());
+                assert_eq!(ran.code, REDIRECT, "the node's own is refused");
+                let reset = Tcp { rst: true, ack: true, ack_number: SYN.seq + 1, ..Tcp::default() };
+                assert_eq!(Packet::decode(&ran.packet), tcp(unknown, own.src, reset));
+                let answer = tcp(unknown, CLIENT, SYN_ACK).bytes();
+                assert_eq!(
+                    node.run(Hook::ToNetwork, &answer),
+                    untouched(&answer),
+                    "from there is not to there"
+                );
+                let last = tcp(CLIENT, unknown, RST).bytes();
+                assert_eq!(node.run(Hook::FromPod, &last), dropped(&last), "a reset is never answered");
+                let counted: BTreeMap<_, _> =
+                    node.verdicts().into_iter().map(|(verdict, (packets, _))| (verdict, packets)).collect();
+                let expected = [(Verdict::NotOurs, 7), (Verdict::Refused, 1), (Verdict::RefusedSilently, 1)];
+                assert_eq!(counted, expected.into());
+            }
+
+            /// Spec 7.11: what is open drains when its Service has gone, and what is served is translated.
+            pub(super) fn a_service_cidr_leaves_connections_alone() {
+                let (mut node, service) = serve(&[local()]);
+                with_cidrs(&mut node);
+                translate(&mut node, Hook::FromNetwork, &tcp(CLIENT, VIP, SYN));
+                let reply = translate(&mut node, Hook::ToNetwork, &tcp(POD, CLIENT, SYN_ACK));
+                assert_eq!(reply.src, VIP);
+                translate(&mut node, Hook::FromNetwork, &tcp(CLIENT, VIP, ACK));
+                node.leave(&service, BackendId(1));
+                node.delete_frontend::<F>(&service);
+                let data = tcp(CLIENT, VIP, ACK).with_payload(b"more");
+                assert_eq!(translate(&mut node, Hook::FromNetwork, &data).dst, POD);
+                let another = tcp((F::CLIENT, 50_000), VIP, SYN).bytes();
+                assert_eq!(node.run(Hook::FromNetwork, &another).code, REDIRECT);
+                assert_eq!(node.verdicts()[&Verdict::Refused].0, 1, "the one that came after");
+            }
+
             pub(super) fn a_reset_is_never_answered() {
                 let (mut node, service) = serve(&[]);
                 let packet = tcp(CLIENT, VIP, RST).bytes();
@@ -669,6 +755,9 @@ both_families! {
     udp_is_translated_both_ways
     the_node_itself_is_served_as_its_packets_leave
     tcp_without_a_backend_is_reset
+    what_a_service_cidr_holds_and_no_frontend_has_is_refused
+    a_service_cidr_refuses_nothing_else
+    a_service_cidr_leaves_connections_alone
     a_reset_is_never_answered
     udp_without_a_backend_is_told_port_unreachable
     an_answer_that_cannot_be_built_is_a_drop

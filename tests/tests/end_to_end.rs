@@ -146,18 +146,61 @@ fn nobody_serves_is_refused_everywhere(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
+/// DESIGN 10, spec 0.4, 0.5: an address nobody has, and a port the Service does not have.
+fn what_service_cidrs_hold_is_refused(cluster: &Cluster, clients: &[At]) -> Result<()> {
+    for target in [
+        Target::http("10.96.9.9:80")?,
+        Target::http("[fd00:96::9]:80")?,
+        Target::udp("10.96.9.9:53")?,
+        Target::udp("[fd00:96::9]:53")?,
+        Target::http("10.96.0.20:81")?,
+        Target::http("[fd00:96::20]:81")?,
+        Target::udp("10.96.0.20:80")?,
+        Target::udp("[fd00:96::20]:80")?,
+    ] {
+        for from in clients {
+            let outcome = cluster.probe(from)?.once(target)?;
+            ensure!(outcome == Err(ClientError::Refused), "{from:?} -> {target:?}: {outcome:?}");
+        }
+    }
+    Ok(())
+}
+
+/// A Service that goes leaves a refusal, within a second.
+fn a_deleted_service_is_refused(cluster: &Cluster) -> Result<()> {
+    let (cidr, _) = SERVICES.split_once("---\n").context("the ServiceCIDR, then Services")?;
+    cluster.apply("services.yaml", cidr)?;
+    for (from, to) in [
+        (At::pod("a2"), "10.96.0.20:80"),
+        (At::host("node-a"), "10.96.0.20:80"),
+        (At::pod("a2"), "[fd00:96::20]:80"),
+        (At::host("node-a"), "[fd00:96::20]:80"),
+        (At::Client, "10.96.0.20:80"),
+        (At::Client, "[fd00:96::20]:80"),
+    ] {
+        eventually("is it refused", Duration::from_secs(1), || {
+            Ok(cluster.probe(&from)?.once(Target::http(to)?.within(Duration::from_millis(300)))?
+                == Err(ClientError::Refused))
+        })
+        .with_context(|| format!("{from:?} -> {to}"))?;
+    }
+    Ok(())
+}
+
 #[test]
 fn sockets_and_packets_are_balanced() -> Result<()> {
     let mut cluster = cluster()?;
     every_frontend_reaches_every_backend(&cluster)?;
     addresses_are_as_they_should_be(&cluster)?;
     nobody_serves_is_refused_everywhere(&cluster)?;
+    what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])?;
     let status = cluster.agent("node-a")?.cli_text("status", &["-o", "json"])?;
     for verdict in ["socket-translated", "socket-reply", "translated", "redirected", "refused"] {
         let counted = counted(&status, verdict)?;
         ensure!(counted > 0, "{verdict} is counted: {status}");
     }
-    Ok(())
+    ensure!(status.contains("10.96.0.0/16") && status.contains("fd00:96::/112"), "{status}");
+    a_deleted_service_is_refused(&cluster)
 }
 
 /// Packets of a verdict, from `status -o json`.
@@ -194,7 +237,7 @@ fn pods_are_balanced_without_socket_hooks() -> Result<()> {
         let outcome = cluster.probe(&At::pod("a2"))?.once(target)?;
         ensure!(outcome == Err(ClientError::Refused), "{target:?}: {outcome:?}");
     }
-    Ok(())
+    what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])
 }
 
 /// Spec 1.49 to 1.52, 2.25, 4.22, 4.31, 5.7 and DESIGN 10.

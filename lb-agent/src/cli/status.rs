@@ -59,6 +59,7 @@ fn show_sync(status: &StatusReport) {
         "syncs     {} ({} failed, {} repairs), the last took {} µs",
         sync.syncs, sync.failures, sync.repairs, sync.last_sync_us
     );
+    println!("cidrs     {}", sync.service_cidrs.join(", "));
     println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
     println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
     let errors = status.errors.iter().chain(&sync.last_error).chain(&status.source.last_error);

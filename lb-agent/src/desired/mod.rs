@@ -9,6 +9,7 @@ pub mod frontends;
 pub mod ids;
 mod restore;
 pub mod runs;
+pub mod service_cidrs;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

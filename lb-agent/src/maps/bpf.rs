@@ -12,6 +12,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue},
     id::{BackendId, ServicePortId},
     maps,
+    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
 };
 
@@ -32,10 +33,14 @@ struct Table<M> {
     entries_max: u32,
 }
 
-struct FamilyMaps<F: Family> {
+struct FamilyMaps<F: Family>
+where
+    ServiceCidrValue<F>: Pod,
+{
     frontends: Table<HashMap<MapData, FrontendKey<F>, FrontendValue>>,
     backends: Table<HashMap<MapData, BackendId, BackendValue<F>>>,
     source_ranges: Table<LpmTrie<MapData, SourceRangeData<F>, SourceRangeValue>>,
+    service_cidrs: Table<Array<MapData, ServiceCidrValue<F>>>,
 }
 
 impl BpfMaps {
@@ -116,12 +121,14 @@ where
     SourceRangeData<F>: Pod,
     FrontendKey<F>: Pod,
     BackendValue<F>: Pod,
+    ServiceCidrValue<F>: Pod,
 {
     fn open(pin_dir: &Path) -> Result<Self, MapError> {
         Ok(Self {
             frontends: Table::open(pin_dir, &family_map_name::<F>(maps::FRONTENDS))?,
             backends: Table::open(pin_dir, &family_map_name::<F>(maps::BACKENDS))?,
             source_ranges: Table::open(pin_dir, &family_map_name::<F>(maps::SOURCE_RANGES))?,
+            service_cidrs: Table::open(pin_dir, &family_map_name::<F>(maps::SERVICE_CIDRS))?,
         })
     }
 
@@ -141,6 +148,9 @@ where
             FamilyWrite::SourceRange(key, None) => {
                 self.source_ranges.check(write, |map| map.remove(&range_key(key)))
             }
+            FamilyWrite::ServiceCidr(index, value) => {
+                self.service_cidrs.check(write, |map| map.set(index, value.unwrap_or_default(), 0))
+            }
         }
     }
 
@@ -151,6 +161,9 @@ where
             .map
             .iter()
             .map(|entry| entry.map(|(key, value)| (source_range_key(key), value)));
+        let cidrs = (0u32..).zip(self.service_cidrs.map.iter());
+        let cidrs = cidrs.map(|(index, cidr)| cidr.map(|cidr| (index, cidr)));
+        let used = cidrs.filter(|entry| !matches!(entry, Ok((_, cidr)) if cidr.used == 0));
         Ok(FamilyState {
             frontends: self
                 .frontends
@@ -160,6 +173,7 @@ where
                 .map_err(failed(maps::FRONTENDS))?,
             backends: self.backends.map.iter().collect::<Result<_, _>>().map_err(failed(maps::BACKENDS))?,
             source_ranges: ranges.collect::<Result<_, _>>().map_err(failed(maps::SOURCE_RANGES))?,
+            service_cidrs: used.collect::<Result<_, _>>().map_err(failed(maps::SERVICE_CIDRS))?,
         })
     }
 }

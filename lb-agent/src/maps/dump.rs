@@ -6,6 +6,7 @@
 //! MEMBER service-port=1 backend=1 active
 //! SLOT 1 backend=1
 //! SOURCE_RANGE service-port=1 198.51.100.0/24
+//! SERVICE_CIDR 0 10.96.0.0/12
 //! GENERATION service-port=1 1
 //! ```
 //!
@@ -23,6 +24,7 @@ use lb_common::{
     family::{Address, Be16, Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -55,6 +57,8 @@ pub struct Frontend<'a, F: Family>(pub &'a FrontendKey<F>, pub &'a FrontendValue
 pub struct Backend<'a, F: Family>(pub BackendId, pub &'a BackendValue<F>);
 /// A line of `SOURCE_RANGES`.
 pub struct SourceRange<'a, F: Family>(pub &'a SourceRangeKey<F>);
+/// A line of `SERVICE_CIDRS`: the place, then the network.
+pub struct ServiceCidr<'a, F: Family>(pub u32, pub &'a ServiceCidrValue<F>);
 /// The sets of a member, as a line names them.
 const MEMBER_SETS: [(MemberSets, &str); 2] = [(MemberSets::CLUSTER, "cluster"), (MemberSets::LOCAL, "local")];
 
@@ -73,6 +77,12 @@ pub fn socket_address<A: Address>(addr: A, port: Be16) -> SocketAddr {
 /// `10.96.0.10:53/UDP`.
 pub fn frontend_address<F: Family>(key: &FrontendKey<F>) -> String {
     format!("{}/{}", socket_address(key.addr, key.port), key.protocol.name())
+}
+
+/// `10.96.0.0/12`.
+pub fn service_cidr_network<F: Family>(value: &ServiceCidrValue<F>) -> String {
+    let len: u32 = (0..F::Addr::WORDS).map(|word| value.mask.word(word).count_ones()).sum();
+    format!("{}/{len}", value.network.to_ip())
 }
 
 impl<F: Family> fmt::Display for Frontend<'_, F> {
@@ -117,6 +127,13 @@ impl<F: Family> fmt::Display for SourceRange<'_, F> {
     }
 }
 
+impl<F: Family> fmt::Display for ServiceCidr<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self(index, value) = self;
+        write!(f, "SERVICE_CIDR {index} {}", service_cidr_network(value))
+    }
+}
+
 impl fmt::Display for Member<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(key, value) = self;
@@ -153,6 +170,8 @@ impl fmt::Display for MapState {
         self.slots.iter().try_for_each(|(index, backend)| writeln!(f, "{}", Slot(*index, *backend)))?;
         write_source_ranges::<V4>(self, f)?;
         write_source_ranges::<V6>(self, f)?;
+        write_service_cidrs::<V4>(self, f)?;
+        write_service_cidrs::<V6>(self, f)?;
         self.generations
             .iter()
             .try_for_each(|(id, generation)| writeln!(f, "{}", Generation(*id, *generation)))
@@ -165,6 +184,11 @@ fn write_frontends<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -
 
 fn write_source_ranges<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     F::of(state).source_ranges.keys().try_for_each(|key| writeln!(f, "{}", SourceRange(key)))
+}
+
+fn write_service_cidrs<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let mut cidrs = F::of(state).service_cidrs.iter();
+    cidrs.try_for_each(|(index, value)| writeln!(f, "{}", ServiceCidr(*index, value)))
 }
 
 /// Both families together, in the order of their common ids.
@@ -222,6 +246,7 @@ fn parse_line(line: &str) -> Option<Write> {
             Some(Write::Slot(index.parse().ok()?, BackendId(field(backend, "backend")?)))
         }
         "SOURCE_RANGE" => parse_source_range(words),
+        "SERVICE_CIDR" => parse_service_cidr(words),
         "GENERATION" => {
             let [service_port, generation] = words else { return None };
             Some(Write::Generation(id(service_port)?, generation.parse().ok()?))
@@ -326,6 +351,18 @@ fn source_range_write<F: MapFamily>(service_port: ServicePortId, range: ipnet::I
     Some(F::write(FamilyWrite::SourceRange(key, Some(SourceRangeValue { allowed: 1 }))))
 }
 
+fn parse_service_cidr(words: &[&str]) -> Option<Write> {
+    let [index, cidr] = words else { return None };
+    let (index, cidr): (_, ipnet::IpNet) = (index.parse().ok()?, cidr.parse().ok()?);
+    service_cidr_write::<V4>(index, cidr).or_else(|| service_cidr_write::<V6>(index, cidr))
+}
+
+fn service_cidr_write<F: MapFamily>(index: u32, cidr: ipnet::IpNet) -> Option<Write> {
+    let (network, mask) = (F::Addr::from_ip(cidr.network())?, F::Addr::from_ip(cidr.netmask())?);
+    let value = ServiceCidrValue { network, mask, used: 1 };
+    Some(F::write(FamilyWrite::ServiceCidr(index, Some(value))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -344,6 +381,9 @@ SLOT 1 backend=1
 SLOT 4 backend=2
 SOURCE_RANGE service-port=2 198.51.100.0/24
 SOURCE_RANGE service-port=2 2001:db8::/32
+SERVICE_CIDR 0 10.96.0.0/12
+SERVICE_CIDR 1 10.128.0.0/24
+SERVICE_CIDR 0 fd00:96::/112
 GENERATION service-port=1 7
 ";
 

@@ -69,6 +69,8 @@ impl FakeMaps {
             Some((maps::FRONTENDS, _)) => self.state.v6.frontends.len(),
             Some((maps::BACKENDS, 4)) => self.state.v4.backends.len(),
             Some((maps::BACKENDS, _)) => self.state.v6.backends.len(),
+            Some((maps::SERVICE_CIDRS, 4)) => self.state.v4.service_cidrs.len(),
+            Some((maps::SERVICE_CIDRS, _)) => self.state.v6.service_cidrs.len(),
             Some((_, 4)) => self.state.v4.source_ranges.len(),
             Some(_) => self.state.v6.source_ranges.len(),
             None if map == maps::MEMBERS => self.state.members.len(),

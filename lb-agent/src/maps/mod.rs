@@ -19,6 +19,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps,
+    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -31,6 +32,8 @@ pub struct FamilyState<F: Family> {
     pub backends: BTreeMap<BackendId, BackendValue<F>>,
     /// `SOURCE_RANGES`.
     pub source_ranges: BTreeMap<SourceRangeKey<F>, SourceRangeValue>,
+    /// `SERVICE_CIDRS` by place, without unused entries.
+    pub service_cidrs: BTreeMap<u32, ServiceCidrValue<F>>,
 }
 
 /// Contents of every map the control plane writes.
@@ -57,6 +60,8 @@ pub enum FamilyWrite<F: Family> {
     Backend(BackendId, Option<BackendValue<F>>),
     /// To `SOURCE_RANGES`.
     SourceRange(SourceRangeKey<F>, Option<SourceRangeValue>),
+    /// To `SERVICE_CIDRS`, an array: `None` marks the entry unused.
+    ServiceCidr(u32, Option<ServiceCidrValue<F>>),
 }
 
 /// One write to a map. `None` deletes; array entries cannot be deleted.
@@ -241,6 +246,7 @@ impl<F: Family> FamilyState<F> {
             FamilyWrite::Frontend(key, value) => set(&mut self.frontends, key, value),
             FamilyWrite::Backend(id, value) => set(&mut self.backends, id, value),
             FamilyWrite::SourceRange(key, value) => set(&mut self.source_ranges, key, value),
+            FamilyWrite::ServiceCidr(index, value) => set(&mut self.service_cidrs, index, value),
         }
     }
 }
@@ -280,6 +286,7 @@ impl<F: Family> FamilyWrite<F> {
             Self::Frontend(..) => maps::FRONTENDS,
             Self::Backend(..) => maps::BACKENDS,
             Self::SourceRange(..) => maps::SOURCE_RANGES,
+            Self::ServiceCidr(..) => maps::SERVICE_CIDRS,
         }
     }
 }
@@ -313,6 +320,8 @@ impl<F: Family> fmt::Display for FamilyWrite<F> {
             Self::Backend(id, None) => write!(f, "delete BACKEND id={} ({})", id.0, F::NAME),
             Self::SourceRange(key, Some(_)) => dump::SourceRange(key).fmt(f),
             Self::SourceRange(key, None) => write!(f, "delete {}", dump::SourceRange(key)),
+            Self::ServiceCidr(index, Some(value)) => dump::ServiceCidr(*index, value).fmt(f),
+            Self::ServiceCidr(index, None) => write!(f, "delete SERVICE_CIDR {index} ({})", F::NAME),
         }
     }
 }

@@ -32,6 +32,8 @@ pub enum Dirty {
     Services(Vec<ServiceName>),
     /// Every service.
     All,
+    /// The networks ClusterIPs are taken from, and no service.
+    ServiceCidrs,
 }
 
 impl Dirty {
@@ -85,7 +87,11 @@ impl Model {
             }
             Change::Synced(kind) => {
                 self.synced.insert(kind);
-                Dirty::NOTHING
+                match kind {
+                    // What a predecessor left in the maps goes if no object says so any more.
+                    Kind::ServiceCidr => Dirty::ServiceCidrs,
+                    _ => Dirty::NOTHING,
+                }
             }
             Change::Unreadable { origin, refusals } => {
                 replace_refusals(&mut self.unreadable, origin, refusals, &mut self.new_refusals);
@@ -126,6 +132,12 @@ impl Model {
         self.service_cidrs.values().flatten().copied().collect()
     }
 
+    /// The ServiceCIDR objects by name, with each network they name.
+    pub fn service_cidr_objects(&self) -> impl Iterator<Item = (&str, &IpNet)> {
+        let objects = self.service_cidrs.iter();
+        objects.flat_map(|(name, cidrs)| cidrs.iter().map(move |cidr| (&**name, cidr)))
+    }
+
     /// Everything that was refused, by object.
     pub fn refusals(&self) -> impl Iterator<Item = &Refusal> {
         self.refusals.values().chain(self.unreadable.values()).flatten()
@@ -142,8 +154,10 @@ impl Model {
             Converted::Slice(slice) => self.set_slice(id, slice),
             Converted::Node(node) => self.set_node(node),
             Converted::ServiceCidr(cidrs) => {
-                self.service_cidrs.insert(id.name.as_str().into(), cidrs);
-                Dirty::NOTHING
+                match self.service_cidrs.insert(id.name.as_str().into(), cidrs.clone()) {
+                    Some(former) if former == cidrs => Dirty::NOTHING,
+                    _ => Dirty::ServiceCidrs,
+                }
             }
             Converted::NotProxied => self.delete(id),
         }
@@ -155,10 +169,10 @@ impl Model {
             Kind::EndpointSlice | Kind::Endpoints => self.delete_slice(id),
             // The zone outlives the Node object (spec 9.6).
             Kind::Node => Dirty::NOTHING,
-            Kind::ServiceCidr => {
-                self.service_cidrs.remove(id.name.as_str());
-                Dirty::NOTHING
-            }
+            Kind::ServiceCidr => match self.service_cidrs.remove(id.name.as_str()) {
+                Some(_) => Dirty::ServiceCidrs,
+                None => Dirty::NOTHING,
+            },
         }
     }
 

@@ -43,8 +43,6 @@ pub enum Expected {
     AlwaysTheSame(Vec<&'static str>),
     /// Every request ends with this error.
     Error(ClientError),
-    /// Nobody answers.
-    Unreachable,
 }
 
 impl Observed {
@@ -83,7 +81,6 @@ impl Expected {
                 errors.is_empty() && pods.len() == 1 && expected.iter().any(|pod| pods.contains(pod))
             }
             Self::Error(error) => pods.is_empty() && errors == [error.to_string()],
-            Self::Unreachable => pods.is_empty() && !errors.is_empty(),
         };
         if !holds {
             return Some(format!("expected {self:?}, got {}", observed.answered()));
@@ -164,8 +161,6 @@ mod tests {
             ("all are refused", &refused, observed(&[], &[("refused", 3)]), true),
             ("one times out", &refused, observed(&[], &[("refused", 2), ("timed out", 1)]), false),
             ("one gets through", &refused, observed(&[("a", 1)], &[("refused", 2)]), false),
-            ("nobody answers", &Expected::Unreachable, observed(&[], &[("No route to host", 2)]), true),
-            ("nothing was asked", &Expected::Unreachable, observed(&[], &[]), false),
         ];
         for (name, expected, observed, holds) in rows {
             assert_eq!(expected.fault(&observed, None).is_none(), holds, "{name}");

@@ -15,12 +15,13 @@ use crate::line::{Expected, Line, Observed, ask, curl};
 pub const SHELL: &str = "shell-a";
 const SHELL_B: &str = "shell-b";
 
-const MANIFESTS: [&str; 7] = [
+const MANIFESTS: [&str; 8] = [
     "dual-stack.yaml",
     "hello-world.yaml",
     "loadbalancer.yaml",
     "names.yaml",
     "nodeport.yaml",
+    "service-cidr.yaml",
     "three-replicas.yaml",
     "without-selector.yaml",
 ];
@@ -249,12 +250,14 @@ impl Demo {
                 || agent.cli_text("services", &["-o", "json"]).map(|text| !text.contains("10.0.0.228"));
             eventually("has the agent forgotten the Service", PATIENCE, is_gone)?;
         }
-        let what = "Service deleted: nobody answers";
-        self.curl(
-            Curl { what, at: At::pod(SHELL), dialled: "10.0.0.228", times: 2 },
-            Expected::Unreachable,
-            None,
-        )
+        for (what, at) in [
+            ("Service deleted: pod gets ECONNREFUSED", At::pod(SHELL)),
+            ("Service deleted: host gets ECONNREFUSED", At::host("node-b")),
+        ] {
+            let question = Curl { what, at, dialled: "10.0.0.228", times: 3 };
+            self.curl(question, Expected::Error(ClientError::Refused), None)?;
+        }
+        Ok(())
     }
 
     /// Waits until a few requests of a pod to the demo Service go as they should.
