@@ -112,14 +112,21 @@ impl Admin {
 
     async fn status(&self) -> Result<StatusReport, Stuck> {
         let sync = self.ask(Query::Report).await?;
-        let attacher = self.attacher.lock().await;
-        let dir = attacher.datapath().pins.dir().to_owned();
-        let mut errors = attacher.failures().to_vec();
-        let maps = inspect::map_fill(&dir).unwrap_or_else(|error| {
+        let (dir, mut errors, attachments) = {
+            let attacher = self.attacher.lock().await;
+            let attachments = attacher.attachments().cloned().collect();
+            (attacher.datapath().pins.dir().to_owned(), attacher.failures().to_vec(), attachments)
+        };
+        // A system call per entry: not on a thread that others wait for, nor with the lock that the follower needs.
+        let read = tokio::task::spawn_blocking(move || (inspect::map_fill(&dir), inspect::verdicts(&dir)));
+        let (maps, verdicts) = read
+            .await
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("read the maps: {error}")))?;
+        let maps = maps.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
         });
-        let verdicts = inspect::verdicts(&dir).unwrap_or_else(|error| {
+        let verdicts = verdicts.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
         });
@@ -129,7 +136,7 @@ impl Admin {
             sync,
             source: self.source_report(),
             cgroup: self.cgroup.clone(),
-            attachments: attacher.attachments().cloned().collect(),
+            attachments,
             errors,
             maps,
             verdicts,
