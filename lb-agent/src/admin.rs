@@ -72,6 +72,8 @@ pub struct Admin {
     pub source: Option<watch::Receiver<SourceStatus>>,
     /// The cgroup of the socket programs.
     pub cgroup: Option<String>,
+    /// True once the socket programs are attached, and every device found at the start is, or was refused.
+    pub attached: watch::Receiver<bool>,
     /// Attachments.
     pub attacher: Arc<Mutex<Attacher>>,
     /// The reconcile loop.
@@ -110,14 +112,21 @@ impl Admin {
 
     async fn status(&self) -> Result<StatusReport, Stuck> {
         let sync = self.ask(Query::Report).await?;
-        let attacher = self.attacher.lock().await;
-        let dir = attacher.datapath().pins.dir().to_owned();
-        let mut errors = attacher.failures().to_vec();
-        let maps = inspect::map_fill(&dir).unwrap_or_else(|error| {
+        let (dir, mut errors, attachments) = {
+            let attacher = self.attacher.lock().await;
+            let attachments = attacher.attachments().cloned().collect();
+            (attacher.datapath().pins.dir().to_owned(), attacher.failures().to_vec(), attachments)
+        };
+        // A system call per entry: not on a thread that others wait for, nor with the lock that the follower needs.
+        let read = tokio::task::spawn_blocking(move || (inspect::map_fill(&dir), inspect::verdicts(&dir)));
+        let (maps, verdicts) = read
+            .await
+            .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("read the maps: {error}")))?;
+        let maps = maps.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
         });
-        let verdicts = inspect::verdicts(&dir).unwrap_or_else(|error| {
+        let verdicts = verdicts.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
         });
@@ -127,7 +136,7 @@ impl Admin {
             sync,
             source: self.source_report(),
             cgroup: self.cgroup.clone(),
-            attachments: attacher.attachments().cloned().collect(),
+            attachments,
             errors,
             maps,
             verdicts,
@@ -147,12 +156,22 @@ async fn backends(State(admin): State<Admin>) -> Result<Json<Vec<BackendReport>>
     admin.ask(Query::Backends).await.map(Json)
 }
 
-/// 200 once the maps hold what every source delivered and while the loop answers; else 503 with the reason.
+/// 200 once the maps hold what every source delivered, socket programs are attached and each device found at the
+/// start has been tried, and while the loop answers; else 503 with the reason. A device that refuses its programs
+/// does not make the node unhealthy: it is tried again every second, and `lb-agent status` says why it failed, while
+/// a restart by the kubelet would mend nothing and take the node's other devices out of service.
 async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
     match admin.ask(Query::Report).await {
-        Ok(report) if report.synced => (StatusCode::OK, "ok\n".to_owned()),
-        Ok(_) => (StatusCode::SERVICE_UNAVAILABLE, "not synced yet\n".to_owned()),
+        Ok(report) => health(report.synced, *admin.attached.borrow()),
         Err((code, reason)) => (code, format!("{reason}\n")),
+    }
+}
+
+fn health(synced: bool, attached: bool) -> (StatusCode, String) {
+    match (synced, attached) {
+        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "not synced yet\n".to_owned()),
+        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "programs are not attached yet\n".to_owned()),
+        (true, true) => (StatusCode::OK, "ok\n".to_owned()),
     }
 }
 
@@ -211,4 +230,22 @@ pub async fn request<T: DeserializeOwned>(run_dir: &Path, path: &str) -> anyhow:
         anyhow::bail!("{path}: {code}: {}", String::from_utf8_lossy(&body).trim());
     }
     Ok(serde_json::from_slice(&body)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_is_healthy_once_it_is_synced_and_attached() {
+        for (synced, attached, code, reason) in [
+            (false, false, 503, "not synced yet\n"),
+            (false, true, 503, "not synced yet\n"),
+            (true, false, 503, "programs are not attached yet\n"),
+            (true, true, 200, "ok\n"),
+        ] {
+            let (status, text) = health(synced, attached);
+            assert_eq!((status.as_u16(), text.as_str()), (code, reason), "{synced} {attached}");
+        }
+    }
 }

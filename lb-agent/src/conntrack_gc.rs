@@ -131,8 +131,8 @@ where
         Ok(collected)
     }
 
-    /// Removes both directions if the connection is dead and `key` still reads as it did; returns how many.
-    fn remove_if_dead(
+    /// A step of [`Self::collect`]. Removes both directions if the connection is dead and `key` still reads as it did; returns how many.
+    pub fn remove_if_dead(
         &mut self,
         key: &FlowKey<F>,
         read: &ConnectionValue<F>,

@@ -1,7 +1,6 @@
 //! The agent of one node of the test cluster: the real program, in the node's namespace, attached to the node's cgroup.
 
 use std::{
-    collections::BTreeSet,
     fs::File,
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddr, TcpStream},
@@ -11,7 +10,6 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use lb_agent::admin::StatusReport;
 
 use crate::{
     cgroup::Cgroup,
@@ -34,6 +32,7 @@ pub struct Agent {
     dir: PathBuf,
     pins: PathBuf,
     extra_args: Vec<String>,
+    capabilities: Option<String>,
     process: Option<Process>,
 }
 
@@ -45,12 +44,29 @@ impl Agent {
         let pins = Path::new(BPFFS).join(prefix).join(node);
         mount_bpffs()?;
         let (node, manifests) = (node.to_owned(), manifests.to_owned());
-        Ok(Self { node, place, cgroup, manifests, dir, pins, extra_args: Vec::new(), process: None })
+        Ok(Self {
+            node,
+            place,
+            cgroup,
+            manifests,
+            dir,
+            pins,
+            extra_args: Vec::new(),
+            capabilities: None,
+            process: None,
+        })
     }
 
     /// Further arguments of `run`, from the next start on.
     pub fn set_extra_args(&mut self, args: &[&str]) {
         self.extra_args = args.iter().map(ToString::to_string).collect();
+    }
+
+    /// Runs it as root with exactly these capabilities (`bpf`, `net_admin`, …), in every set of the process, from the
+    /// next start on. Root's own way to regain the others at exec is locked (`SECBIT_NOROOT`).
+    pub fn set_capabilities(&mut self, names: &[&str]) {
+        let added: Vec<String> = names.iter().map(|name| format!(",+{name}")).collect();
+        self.capabilities = Some(format!("-all{}", added.concat()));
     }
 
     /// Starts it; see [`Self::wait_until_ready`].
@@ -60,7 +76,10 @@ impl Agent {
             .append(true)
             .open(self.log_path())
             .context("open the agent's log")?;
-        let mut command = self.command("run")?;
+        let mut command = match &self.capabilities {
+            None => self.command("run")?,
+            Some(set) => self.confined("run", set)?,
+        };
         command.arg("--node-name").arg(&self.node).arg("--manifests").arg(&self.manifests);
         command
             .arg("--cgroup")
@@ -72,7 +91,7 @@ impl Agent {
         Ok(())
     }
 
-    /// Waits until `/healthz` says that the maps hold what the manifests say.
+    /// Waits until `/healthz` says that the maps hold what the manifests say and programs are attached.
     pub fn wait_until_ready(&mut self) -> Result<()> {
         let question = format!("is the agent of {} ready", self.node);
         let namespace = self.place.namespace.clone();
@@ -89,19 +108,6 @@ impl Agent {
         ready.with_context(|| self.log_tail())?;
         ensure!(ended.is_none(), "the agent of {} ended at its start: {}", self.node, self.log_tail());
         Ok(())
-    }
-
-    /// Waits until every device of the node has its programs. Socket programs come before them, so they are there too.
-    pub fn wait_until_attached(&self) -> Result<()> {
-        let question = format!("are programs attached to every device of {}", self.node);
-        let devices = self.place.namespace.run(device_names)??;
-        let attached = || {
-            let status: StatusReport = serde_json::from_str(&self.cli_text("status", &["-o", "json"])?)?;
-            let names: BTreeSet<String> =
-                status.attachments.into_iter().map(|device| device.device).collect();
-            Ok(devices.is_subset(&names))
-        };
-        eventually(&question, Duration::from_secs(20), attached).with_context(|| self.log_tail())
     }
 
     /// SIGKILL.
@@ -160,8 +166,25 @@ impl Agent {
 
     fn command(&self, subcommand: &str) -> Result<Command> {
         let mut command = self.place.command(program("lb-agent")?)?;
-        command.arg(subcommand).arg("--run-dir").arg(self.run_dir()).arg("--pin-dir").arg(&self.pins);
+        self.add_args(&mut command, subcommand);
         Ok(command)
+    }
+
+    /// As [`Self::command`], with these capabilities as setpriv(1) names them.
+    fn confined(&self, subcommand: &str, set: &str) -> Result<Command> {
+        let mut command = self.place.command("setpriv")?;
+        for option in ["--inh-caps", "--ambient-caps", "--bounding-set"] {
+            command.arg(format!("{option}={set}"));
+        }
+        command
+            .args(["--securebits=+noroot,+noroot_locked", "--no-new-privs", "--"])
+            .arg(program("lb-agent")?);
+        self.add_args(&mut command, subcommand);
+        Ok(command)
+    }
+
+    fn add_args(&self, command: &mut Command, subcommand: &str) {
+        command.arg(subcommand).arg("--run-dir").arg(self.run_dir()).arg("--pin-dir").arg(&self.pins);
     }
 }
 
@@ -173,14 +196,6 @@ fn is_healthy() -> std::io::Result<bool> {
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     Ok(answer.starts_with("HTTP/1.1 200"))
-}
-
-/// The devices of the calling thread's namespace, without the loopback.
-fn device_names() -> Result<BTreeSet<String>> {
-    let text =
-        std::fs::read_to_string("/proc/thread-self/net/dev").context("read /proc/thread-self/net/dev")?;
-    let names = text.lines().filter_map(|line| line.split_once(':')).map(|(name, _)| name.trim().to_owned());
-    Ok(names.filter(|name| name != "lo").collect())
 }
 
 /// Mounts the BPF file system where pins live, unless it is there.

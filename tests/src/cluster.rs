@@ -270,14 +270,13 @@ impl Cluster {
         Ok(())
     }
 
-    /// Starts the agent of every node and waits until each is ready and its programs are attached.
+    /// Starts the agent of every node and waits until each is ready, see [`Agent::wait_until_ready`].
     pub fn start_agents(&mut self) -> Result<()> {
         if self.agents.is_empty() {
             self.prepare_agents()?;
         }
         self.agents.values_mut().try_for_each(Agent::start)?;
-        self.agents.values_mut().try_for_each(Agent::wait_until_ready)?;
-        self.agents.values().try_for_each(Agent::wait_until_attached)
+        self.agents.values_mut().try_for_each(Agent::wait_until_ready)
     }
 
     /// The agent of a node.

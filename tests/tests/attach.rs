@@ -309,7 +309,8 @@ fn devices_are_followed_within_a_second() {
             };
             let (follower, mut addresses) = Follower::new(config, &pins, Arc::clone(&agent)).await.unwrap();
             let stop = CancellationToken::new();
-            let running = tokio::spawn(follower.run(stop.clone()));
+            let (attached, _) = tokio::sync::watch::channel(false);
+            let running = tokio::spawn(follower.run(attached, stop.clone()));
 
             let device = add_veth("pod0");
             within_a_second("attached", async || tcx_programs(device).each_ref().map(Vec::len) == [1, 1])

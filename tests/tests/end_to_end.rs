@@ -8,6 +8,7 @@ use std::{net::IpAddr, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
+    agent::Agent,
     cluster::{At, CLIENT_V4, CLIENT_V6, Cluster, NODES, PodSpec},
     probe::{ClientError, Reply, Target, Transport},
     process::eventually,
@@ -22,6 +23,11 @@ const QUESTIONS: usize = 40;
 
 /// A cluster whose agents run with `extra` arguments.
 fn cluster_with(extra: &[&str]) -> Result<Cluster> {
+    cluster_prepared(|agent| agent.set_extra_args(extra))
+}
+
+/// A cluster whose agents were prepared before their start.
+fn cluster_prepared(prepare: impl Fn(&mut Agent)) -> Result<Cluster> {
     let mut cluster = Cluster::start()?;
     let pod = |name: &str, node: &str, v4: &str, v6: &str| {
         Ok::<_, anyhow::Error>(PodSpec::http(name, node, &[v4, v6], 8080)?.and_udp(5353))
@@ -34,7 +40,7 @@ fn cluster_with(extra: &[&str]) -> Result<Cluster> {
     cluster.apply("services.yaml", SERVICES)?;
     cluster.prepare_agents()?;
     for node in NODES {
-        cluster.agent(node.name)?.set_extra_args(extra);
+        prepare(cluster.agent(node.name)?);
     }
     cluster.start_agents()?;
     for vip in ["203.0.113.20", "2001:db8:feed::20", "203.0.113.22", "10.96.0.20", "fd00:96::20"] {
@@ -385,6 +391,29 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
         let tally = probe.stop_load()?;
         ensure!(tally.failed() == 0, "{from:?} -> {}: {tally:?}", target.to);
         ensure!(tally.answered() > 100, "a load worth the name: {tally:?}");
+    }
+    Ok(())
+}
+
+/// DESIGN 7: the capabilities of the DaemonSet are enough to load, attach and load balance, by socket and by packet.
+#[test]
+fn three_capabilities_are_enough() -> Result<()> {
+    // CAP_NET_ADMIN, CAP_PERFMON and CAP_BPF are numbers 12, 38 and 39 (include/uapi/linux/capability.h).
+    let exactly = format!("{:016x}", 1u64 << 12 | 1 << 38 | 1 << 39);
+    let mut cluster = cluster_prepared(|agent| agent.set_capabilities(&["bpf", "net_admin", "perfmon"]))?;
+    let pid = cluster.agent("node-a")?.pid().context("the agent runs")?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    for set in ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"] {
+        ensure!(status.contains(&format!("{set}:\t{exactly}")), "{set} is not {exactly}: {status}");
+    }
+    for (from, to) in [
+        (At::pod("a2"), "10.96.0.20:80"),
+        (At::pod("a2"), "[fd00:96::20]:80"),
+        (At::Client, "192.0.2.11:31080"),
+        (At::Client, "[2001:db8:2::11]:31080"),
+    ] {
+        let reply = answered(&cluster, &from, to)?;
+        ensure!(reply.peer == to.parse()?, "{from:?} -> {to}: {reply:?}");
     }
     Ok(())
 }

@@ -78,6 +78,27 @@ fn a_fresh_agent_finds_its_ids_and_changes_generations_only() {
 }
 
 #[test]
+fn connections_of_a_half_deleted_service_end_with_the_next_start() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut first = reconciler(&pins, &["dual-stack.yaml"]);
+    first.sync().unwrap();
+    let before = first.maps_mut().dump().unwrap();
+    drop(first);
+    // Every write of the deletion but those of generations: what an agent leaves that dies just before them.
+    let mut dying = BpfMaps::open(pins.dir()).unwrap();
+    for write in lb_agent::diff::diff(&before, &Default::default()) {
+        dying.apply(&write).unwrap();
+    }
+    assert_eq!(dying.dump().unwrap().generations, before.generations);
+    let mut next = reconciler(&pins, &[]);
+    next.sync().unwrap();
+    let mut expected = before.generations.clone();
+    assert!(!expected.is_empty());
+    expected.values_mut().for_each(|generation| *generation += 1);
+    assert_eq!(next.maps_mut().dump().unwrap().generations, expected);
+}
+
+#[test]
 fn a_map_that_is_too_small_says_so_and_costs_only_what_does_not_fit() {
     let pins = PinnedMaps::create(&[("FRONTENDS6", 1)]).unwrap();
     let mut reconciler = reconciler(&pins, &["dual-stack.yaml", "nodeport.yaml"]);

@@ -245,6 +245,8 @@ fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
 struct Agent {
     admin: Admin,
     follower: Follower,
+    /// Tells [`Admin::attached`].
+    attached: watch::Sender<bool>,
     restarted: bool,
     /// Tasks whose end with an error ends the agent.
     tasks: JoinSet<anyhow::Result<()>>,
@@ -289,8 +291,10 @@ impl Agent {
             Source::Kubernetes { .. } => String::new(),
         };
         let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
-        let admin = Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries };
-        Ok(Self { admin, follower, restarted, tasks })
+        let (attached, is_attached) = watch::channel(false);
+        let node = config.node_name.clone();
+        let admin = Admin { node, manifests, source, cgroup, attached: is_attached, attacher, queries };
+        Ok(Self { admin, follower, attached, restarted, tasks })
     }
 
     async fn finish(mut self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
@@ -311,7 +315,7 @@ impl Agent {
         }
         attach_cgroup(config, &self.admin).await?;
         let pins = self.admin.attacher.lock().await.datapath().pins.clone();
-        let follower = tokio::spawn(self.follower.run(stop.clone()));
+        let follower = tokio::spawn(self.follower.run(self.attached, stop.clone()));
         start_retirement(config, &self.admin, stop);
         start_collection(config, &pins, stop)?;
         events::start_log(pins.dir(), config.events_sample)?;

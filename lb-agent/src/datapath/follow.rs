@@ -109,9 +109,10 @@ impl Follower {
         Ok((follower, receiver))
     }
 
-    /// Attaches what is there, then follows, until `stop`.
-    pub async fn run(mut self, stop: CancellationToken) {
+    /// Attaches what is there, tells `attached` once each device has been tried, then follows, until `stop`.
+    pub async fn run(mut self, attached: watch::Sender<bool>, stop: CancellationToken) {
         self.attach().await;
+        attached.send_replace(true);
         loop {
             let wait = if self.failed.is_empty() { FULL_PERIOD } else { RETRY };
             tokio::select! {

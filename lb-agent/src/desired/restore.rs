@@ -1,4 +1,7 @@
 //! What the maps held at the start, and whose it is: ids survive a restart, and what nobody owns any more goes.
+//!
+//! What must stay true: after the first sync no connection carries a generation of before the start, whether its
+//! service port is still there, was deleted meanwhile, or was half deleted when the former agent died.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -102,7 +105,16 @@ impl Desired {
         let strays: Vec<_> =
             self.ports.iter().filter(|(_, record)| record.owner.is_none()).map(|(id, _)| *id).collect();
         strays.into_iter().for_each(|id| self.remove_port(id, target));
+        self.move_freed_generations(target);
         self.backends.touch_all();
+    }
+
+    /// Moves the generations of ids that no service port has. A plan deletes members before it moves generations, so
+    /// an agent that died between the two left connections that are still valid, of a service port that the maps
+    /// otherwise know nothing of. Ids that were never used have no generation and need no write.
+    fn move_freed_generations(&self, target: &mut Target<'_>) {
+        let freed = target.have.generations.keys().filter(|id| !self.ports.contains_key(id));
+        freed.for_each(|id| target.delta.move_generation(target.have, *id));
     }
 }
 
