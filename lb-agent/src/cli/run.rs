@@ -1,7 +1,8 @@
 //! `lb-agent run`: wires the parts together, in an order in which nothing is attached that would answer wrongly.
 //!
-//! Fresh start: load, write devices and addresses, sync once, then attach. Until then the programs would find no
-//! service in the maps and let everything pass, which is harmless but says nothing about a node that is not ready.
+//! Fresh start: create the maps, write devices and addresses, sync once, then attach. Until then the programs would
+//! find no service in the maps and let everything pass, which is harmless but says nothing about a node that is not
+//! ready. The verifier looks at the programs while the first sync goes on: each needs about a second.
 //! Restart: the maps still hold the last agent's services, in the same layout, so the programs are replaced at once,
 //! and a node whose API server is away still follows its pods.
 
@@ -254,10 +255,10 @@ struct Agent {
 
 impl Agent {
     async fn start(config: &Config, stop: &CancellationToken) -> anyhow::Result<Self> {
-        let mut datapath = load::load(OBJECT, &load_config(config))?;
+        let mut datapath = load::create(OBJECT, &load_config(config))?;
         let (pins, restarted) = (datapath.pins.clone(), datapath.restarted);
         let dir = pins.dir().display();
-        tracing::info!(%dir, restarted, kernel = %datapath.release, features = datapath.features, "datapath loaded");
+        tracing::info!(%dir, restarted, kernel = %datapath.release, features = datapath.features, "maps ready");
         if load::forward_log(&mut datapath.ebpf)? {
             tracing::info!("the datapath's development log is on");
         }
@@ -286,6 +287,11 @@ impl Agent {
             ..Timing::default()
         };
         tokio::spawn(reconcile::run(reconciler, inputs, timing));
+        // The verifier holds the thread until it is done.
+        let mut guard = attacher.lock().await;
+        tokio::task::block_in_place(|| guard.load_programs())?;
+        drop(guard);
+        tracing::info!("programs loaded");
         let manifests = match &config.source {
             Source::Manifests(dir) => dir.display().to_string(),
             Source::Kubernetes { .. } => String::new(),

@@ -31,7 +31,7 @@ use thiserror::Error;
 use super::{
     bpf::{self, AttachType, LinkTarget},
     kernel::Release,
-    load::Datapath,
+    load::{Datapath, LoadError},
     pins::{self, Pins},
 };
 
@@ -223,6 +223,11 @@ impl Attacher {
     /// Notes what could not be attached.
     pub fn set_failures(&mut self, failures: Vec<String>) {
         self.failures = failures;
+    }
+
+    /// Loads the programs of a datapath that has its maps only; before anything is attached.
+    pub fn load_programs(&mut self) -> Result<(), LoadError> {
+        self.datapath.load_programs()
     }
 
     /// The loaded datapath.

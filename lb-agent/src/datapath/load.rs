@@ -1,5 +1,6 @@
 //! Creates the maps and loads the programs: which exist already, which sizes they have, what the programs are told.
-//! Called once at the start of `lb-agent run`; nothing is attached here.
+//! Called once at the start of `lb-agent run`; nothing is attached here. Maps come first ([`create`]) and programs
+//! later ([`Datapath::load_programs`]): the verifier takes long enough to read the cluster meanwhile.
 //!
 //! What must stay true: maps that a former agent pinned are taken over as they are, so connections survive; a map
 //! that does not fit is never replaced behind the operator's back.
@@ -123,8 +124,22 @@ pub struct Datapath {
     _lock: Lock,
 }
 
-/// Loads `object` (4-byte aligned) with maps pinned as `config` says.
+/// Loads `object` (4-byte aligned), maps and programs, with maps pinned as `config` says.
 pub fn load(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError> {
+    let mut datapath = create(object, config)?;
+    datapath.load_programs()?;
+    Ok(datapath)
+}
+
+impl Datapath {
+    /// Has the verifier look at every program. Takes a second or so of one core; once only.
+    pub fn load_programs(&mut self) -> Result<(), LoadError> {
+        load_programs(&mut self.ebpf)
+    }
+}
+
+/// Creates or takes over the maps of `object` (4-byte aligned), pinned as `config` says. Its programs are not loaded.
+pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError> {
     let release = check_kernel()?;
     let pins = Pins::new(&config.pin_dir);
     pins.create()?;
@@ -143,8 +158,7 @@ pub fn load(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError> {
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));
     }
-    let mut ebpf = loader.load(object)?;
-    load_programs(&mut ebpf)?;
+    let ebpf = loader.load(object)?;
     Ok(Datapath { ebpf, pins, release, features, restarted, _lock: lock })
 }
 

@@ -1,5 +1,8 @@
-//! `cargo xtask bench control`: how long the control plane needs, on real BPF maps, for everything and for one change.
-//! Needs root. Prints a table; `--json FILE` writes the rows as JSON.
+//! `cargo xtask bench control`: how long the agent needs for everything and for one change. The program `lb-agent run`
+//! with a directory of manifests ([`agent_process`]), and its control plane's own share, in this process on real BPF
+//! maps. Needs root. Prints a table; `--json FILE` writes the rows as JSON.
+
+mod agent_process;
 
 use std::{env, fs, path::PathBuf, time::Instant};
 
@@ -52,22 +55,36 @@ struct Arguments {
 
 fn main() -> Result<()> {
     let arguments = parse_arguments()?;
+    let mut rows = Vec::new();
+    for services_per_file in [1, 100] {
+        rows.extend(agent_process::measure(arguments.services, services_per_file)?);
+    }
+    rows.extend(in_process(arguments.services)?);
+    print(&rows);
+    if let Some(path) = arguments.json {
+        let text = serde_json::to_string_pretty(&rows)?;
+        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    ensure!(rows.iter().all(|row| row.met), "a target was missed");
+    Ok(())
+}
+
+/// The control plane without reading, parsing and loading.
+fn in_process(services: usize) -> Result<Vec<Row>> {
     let pins = PinnedMaps::create(&[])?;
     let mut rows = Vec::new();
-    let size =
-        format!("{} services, {} endpoints", arguments.services, arguments.services * ENDPOINTS_PER_SERVICE);
-
+    let size = "control plane alone";
     let config = ReconcileConfig { node_name: "node-0".to_owned(), ..ReconcileConfig::default() };
     let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config.clone())?;
     rows.push(Row::new(
         format!("first sync, {size}"),
         "ms",
-        vec![first_sync(&mut reconciler, arguments.services)?],
+        vec![first_sync(&mut reconciler, services)?],
         2000.0,
     ));
-    let changes = (0..CHANGES).map(|round| one_change(&mut reconciler, arguments.services, round));
+    let changes = (0..CHANGES).map(|round| one_change(&mut reconciler, services, round));
     rows.push(Row::new(format!("one endpoint changes, {size}"), "ms", changes.collect::<Result<_>>()?, 10.0));
-    rows.push(Row::new(format!("peak memory, {size}"), "MiB", vec![peak_memory_mib()?], 150.0));
+    rows.push(Row::new(format!("peak memory, {size}"), "MiB", vec![peak_memory_mib("self")?], 150.0));
     let started = Instant::now();
     ensure!(!reconciler.verify()?, "the mirror differs from the maps");
     rows.push(Row::new(format!("full check, {size}"), "ms", vec![milliseconds(started)], 2000.0));
@@ -80,17 +97,10 @@ fn main() -> Result<()> {
     rows.push(Row::new(
         format!("sync after restart, {size}"),
         "ms",
-        vec![first_sync(&mut reconciler, arguments.services)?],
+        vec![first_sync(&mut reconciler, services)?],
         2000.0,
     ));
-
-    print(&rows);
-    if let Some(path) = arguments.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    ensure!(rows.iter().all(|row| row.met), "a target was missed");
-    Ok(())
+    Ok(rows)
 }
 
 fn parse_arguments() -> Result<Arguments> {
@@ -180,19 +190,20 @@ fn slice(index: usize, round: usize) -> Object {
     }))
 }
 
-/// The largest resident size this process had, from `/proc/self/status` (`VmHWM`).
-fn peak_memory_mib() -> Result<f64> {
-    let status = fs::read_to_string("/proc/self/status").context("read /proc/self/status")?;
+/// The largest resident size a process had, from `/proc/PID/status` (`VmHWM`).
+fn peak_memory_mib(pid: &str) -> Result<f64> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).with_context(|| format!("read {path}"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
 }
 
 fn print(rows: &[Row]) {
-    println!("{:<55} {:>10} {:>10} {:>10} {:>10}  unit", "case", "median", "min", "max", "target");
+    println!("{:<60} {:>10} {:>10} {:>10} {:>10}  unit", "case", "median", "min", "max", "target");
     for row in rows {
         let Row { case, unit, median, min, max, target, met, .. } = row;
         let met = if *met { "met" } else { "MISSED" };
-        println!("{case:<55} {median:>10.3} {min:>10.3} {max:>10.3} {target:>10.0}  {unit:<4} {met}");
+        println!("{case:<60} {median:>10.3} {min:>10.3} {max:>10.3} {target:>10.0}  {unit:<4} {met}");
     }
 }
