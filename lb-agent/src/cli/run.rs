@@ -100,7 +100,7 @@ pub(super) struct RunArgs {
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
     healthz_bind_address: String,
     /// Milliseconds between two syncs: changes within are written together. Longer saves CPU, shorter reacts sooner.
-    #[arg(long, default_value_t = 100, value_name = "MS")]
+    #[arg(long, default_value_t = 5, value_name = "MS")]
     min_sync_period: u64,
     /// Seconds between comparisons of the maps with what was written; a difference is repaired.
     #[arg(long, default_value_t = 3600, value_name = "S")]

@@ -56,7 +56,7 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
-            min_sync_period: Duration::from_millis(100),
+            min_sync_period: Duration::from_millis(5),
             retry_min: Duration::from_millis(200),
             retry_max: Duration::from_secs(30),
             full_sync_period: Duration::from_secs(3600),
