@@ -284,6 +284,11 @@ impl Cluster {
         self.agents.get_mut(node).with_context(|| format!("no agent on {node}"))
     }
 
+    /// Every agent, by its node.
+    pub fn agents(&self) -> &BTreeMap<String, Agent> {
+        &self.agents
+    }
+
     fn agent_place(&self, node: &str) -> Result<Place> {
         let namespace = self.place(&At::host(node))?.namespace.clone();
         Ok(Place { namespace, cgroup: self.node_cgroup(node)?.child("agent")? })

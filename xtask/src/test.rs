@@ -27,9 +27,10 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 6] = ["agreement", "attach", "contract", "datapath", "maps_bpf", "old_kernel"];
+const KERNEL: [&str; 7] =
+    ["agreement", "attach", "conntrack_gc", "contract", "datapath", "maps_bpf", "old_kernel"];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 3] = ["demo", "end_to_end", "netns"];
+const E2E: [&str; 4] = ["cli", "demo", "end_to_end", "netns"];
 
 /// Outcome of a number of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
