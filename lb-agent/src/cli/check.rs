@@ -38,7 +38,7 @@ enum Level {
 }
 
 /// One line.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 struct Finding {
     level: Level,
     what: String,
@@ -178,23 +178,47 @@ fn sysctl_findings(snat: PortRange) -> Vec<Finding> {
             ok("NodePorts are outside ip_local_port_range")
         });
     }
-    if read_trimmed("/proc/sys/net/ipv4/ip_forward").as_deref() == Some("0") {
-        findings.push(warn(
-            "net.ipv4.ip_forward is 0",
-            "sysctl -w net.ipv4.ip_forward=1, or pods are not reached",
-        ));
-    } else {
-        findings.push(ok("net.ipv4.ip_forward"));
+    for sysctl in ["net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"] {
+        let path = format!("/proc/sys/{}", sysctl.replace('.', "/"));
+        findings.push(if read_trimmed(&path).as_deref() == Some("0") {
+            warn(format!("{sysctl} is 0"), "set it to 1 with sysctl -w, or pods are not reached")
+        } else {
+            ok(sysctl)
+        });
     }
-    if read_trimmed("/proc/sys/net/ipv4/conf/all/rp_filter").as_deref() == Some("1") {
-        findings.push(warn(
-            "net.ipv4.conf.all.rp_filter is 1 (strict)",
-            "packets on asymmetric ways are dropped by the kernel; 2 (loose) or 0 lets them pass",
-        ));
-    } else {
-        findings.push(ok("rp_filter is not strict"));
-    }
+    findings.push(rp_filter_finding(&rp_filters()));
     findings
+}
+
+/// Every device's own `rp_filter`, `all` among them.
+fn rp_filters() -> Vec<(String, u8)> {
+    let Ok(devices) = fs::read_dir("/proc/sys/net/ipv4/conf") else { return Vec::new() };
+    let mut filters: Vec<(String, u8)> = devices
+        .filter_map(Result::ok)
+        .filter_map(|device| {
+            let value = read_trimmed(device.path().join("rp_filter").to_str()?)?.parse().ok()?;
+            Some((device.file_name().to_string_lossy().into_owned(), value))
+        })
+        .collect();
+    filters.sort();
+    filters
+}
+
+/// The kernel filters by the larger of the device's value and that of `all`; 1 is strict, 2 loose.
+fn rp_filter_finding(filters: &[(String, u8)]) -> Finding {
+    let all = filters.iter().find(|(name, _)| name == "all").map_or(0, |(_, value)| *value);
+    let strict: Vec<&str> = filters
+        .iter()
+        .filter(|(name, value)| !["all", "default", "lo"].contains(&name.as_str()) && (*value).max(all) == 1)
+        .map(|(name, _)| name.as_str())
+        .collect();
+    if strict.is_empty() {
+        return ok("rp_filter is not strict");
+    }
+    warn(
+        format!("rp_filter is 1 (strict) on {}", strict.join(", ")),
+        "packets on asymmetric ways are dropped by the kernel; 2 (loose) or 0 lets them pass",
+    )
 }
 
 /// The two numbers of `ip_local_port_range`.
@@ -236,6 +260,20 @@ fn read_trimmed(path: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_larger_rp_filter_of_device_and_all_counts() {
+        let finding = |filters: &[(&str, u8)]| {
+            let filters: Vec<_> = filters.iter().map(|(name, value)| ((*name).to_owned(), *value)).collect();
+            rp_filter_finding(&filters)
+        };
+        let fine = ok("rp_filter is not strict");
+        assert_eq!(finding(&[("all", 0), ("eth0", 0), ("lo", 1)]), fine);
+        assert_eq!(finding(&[("all", 2), ("eth0", 1)]), fine, "loose for all loosens the device");
+        let strict = finding(&[("all", 0), ("default", 1), ("eth0", 1), ("eth1", 2)]);
+        assert!(format!("{strict:?}").contains("strict) on eth0\""), "{strict:?}");
+        assert!(format!("{:?}", finding(&[("all", 1), ("eth0", 0)])).contains("on eth0\""));
+    }
 
     #[test]
     fn port_ranges_are_read_from_the_sysctl() {
