@@ -5,6 +5,7 @@
 
 pub mod agent;
 pub mod api_server;
+pub mod bench;
 pub mod cgroup;
 pub mod changes;
 pub mod cluster;

@@ -18,9 +18,9 @@ use lb_common::{
     family::{Addr4, Be16, Protocol, V4},
     frontend::{FrontendKey, FrontendValue},
 };
-use lb_tests::{agent::Agent, cgroup::Cgroup, netns::Namespace, process::Place, sweep};
+use lb_tests::{agent::Agent, bench::row::Row, cgroup::Cgroup, netns::Namespace, process::Place, sweep};
 
-use crate::{ENDPOINTS_PER_SERVICE, Row, milliseconds, peak_memory_mib, service, slice};
+use crate::{ENDPOINTS_PER_SERVICE, milliseconds, peak_memory_mib, row, service, slice};
 
 /// First syncs, each by another process with other maps.
 const RUNS: usize = 5;
@@ -77,10 +77,10 @@ pub(crate) fn measure(services: usize, services_per_file: usize) -> Result<Vec<R
         memory.push(peak_memory_mib(&pid.to_string())?);
     }
     Ok(vec![
-        Row::new(format!("first sync from process start, {layout}"), "ms", whole, 2000.0),
-        Row::new(format!("first sync from the first file, {layout}"), "ms", from_first_file, 2000.0),
-        Row::new(format!("one endpoint changes, {layout}"), "ms", changes, 10.0),
-        Row::new(format!("peak memory, {layout}"), "MiB", memory, 150.0),
+        row(format!("first sync from process start, {layout}"), "ms", whole, 2000.0),
+        row(format!("first sync from the first file, {layout}"), "ms", from_first_file, 2000.0),
+        row(format!("one endpoint changes, {layout}"), "ms", changes, 10.0),
+        row(format!("peak memory, {layout}"), "MiB", memory, 150.0),
     ])
 }
 

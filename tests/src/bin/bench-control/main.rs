@@ -4,9 +4,10 @@
 
 mod agent_process;
 
-use std::{env, fs, path::PathBuf, time::Instant};
+use std::{fs, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
+use clap::Parser;
 use k8s_openapi::{
     api::{
         core::v1::{Service, ServicePort, ServiceSpec},
@@ -20,53 +21,41 @@ use lb_agent::{
     reconcile::{ReconcileConfig, Reconciler, SyncOutcome},
     source::{Change, Kind, Object},
 };
-use lb_tests::pinned_maps::PinnedMaps;
-use serde::Serialize;
+use lb_tests::{
+    bench::{
+        Output,
+        row::{Row, Target},
+    },
+    pinned_maps::PinnedMaps,
+};
 
 const ENDPOINTS_PER_SERVICE: usize = 10;
 const CHANGES: usize = 1000;
 
-/// One figure.
-#[derive(Serialize)]
-struct Row {
-    suite: &'static str,
-    case: String,
-    unit: &'static str,
-    median: f64,
-    min: f64,
-    max: f64,
-    target: f64,
-    met: bool,
-}
-
-impl Row {
-    fn new(case: String, unit: &'static str, mut samples: Vec<f64>, target: f64) -> Self {
-        samples.sort_unstable_by(f64::total_cmp);
-        let (median, min) = (samples[samples.len() / 2], samples[0]);
-        let max = samples[samples.len() - 1];
-        Self { suite: "control", case, unit, median, min, max, target, met: median <= target }
-    }
-}
-
+/// Measures the control plane.
+#[derive(Parser)]
 struct Arguments {
-    services: usize,
-    json: Option<PathBuf>,
+    /// How many Services
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..=26_000))]
+    services: u64,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// A row whose target is an upper limit.
+fn row(case: String, unit: &'static str, samples: Vec<f64>, limit: f64) -> Row {
+    Row::new("control", case, unit, samples, Target::AtMost(limit))
 }
 
 fn main() -> Result<()> {
-    let arguments = parse_arguments()?;
+    let Arguments { services, output } = Arguments::parse();
+    let services = usize::try_from(services)?;
     let mut rows = Vec::new();
     for services_per_file in [1, 100] {
-        rows.extend(agent_process::measure(arguments.services, services_per_file)?);
+        rows.extend(agent_process::measure(services, services_per_file)?);
     }
-    rows.extend(in_process(arguments.services)?);
-    print(&rows);
-    if let Some(path) = arguments.json {
-        let text = serde_json::to_string_pretty(&rows)?;
-        fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
-    }
-    ensure!(rows.iter().all(|row| row.met), "a target was missed");
-    Ok(())
+    rows.extend(in_process(services)?);
+    output.publish(&rows)
 }
 
 /// The control plane without reading, parsing and loading.
@@ -76,46 +65,26 @@ fn in_process(services: usize) -> Result<Vec<Row>> {
     let size = "control plane alone";
     let config = ReconcileConfig { node_name: "node-0".to_owned(), ..ReconcileConfig::default() };
     let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config.clone())?;
-    rows.push(Row::new(
-        format!("first sync, {size}"),
-        "ms",
-        vec![first_sync(&mut reconciler, services)?],
-        2000.0,
-    ));
+    rows.push(row(format!("first sync, {size}"), "ms", vec![first_sync(&mut reconciler, services)?], 2000.0));
     let changes = (0..CHANGES).map(|round| one_change(&mut reconciler, services, round));
-    rows.push(Row::new(format!("one endpoint changes, {size}"), "ms", changes.collect::<Result<_>>()?, 10.0));
-    rows.push(Row::new(format!("peak memory, {size}"), "MiB", vec![peak_memory_mib("self")?], 150.0));
+    rows.push(row(format!("one endpoint changes, {size}"), "ms", changes.collect::<Result<_>>()?, 10.0));
+    rows.push(row(format!("peak memory, {size}"), "MiB", vec![peak_memory_mib("self")?], 150.0));
     let started = Instant::now();
     ensure!(!reconciler.verify()?, "the mirror differs from the maps");
-    rows.push(Row::new(format!("full check, {size}"), "ms", vec![milliseconds(started)], 2000.0));
+    rows.push(row(format!("full check, {size}"), "ms", vec![milliseconds(started)], 2000.0));
     drop(reconciler);
 
     let started = Instant::now();
     let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config)?;
     let restored = milliseconds(started);
-    rows.push(Row::new(format!("restore ids, {size}"), "ms", vec![restored], 2000.0));
-    rows.push(Row::new(
+    rows.push(row(format!("restore ids, {size}"), "ms", vec![restored], 2000.0));
+    rows.push(row(
         format!("sync after restart, {size}"),
         "ms",
         vec![first_sync(&mut reconciler, services)?],
         2000.0,
     ));
     Ok(rows)
-}
-
-fn parse_arguments() -> Result<Arguments> {
-    let mut arguments = Arguments { services: 10_000, json: None };
-    let mut words = env::args().skip(1);
-    while let Some(word) = words.next() {
-        let value = words.next().with_context(|| format!("{word}: value missing"))?;
-        match word.as_str() {
-            "--services" => arguments.services = value.parse().context("--services: a number is needed")?,
-            "--json" => arguments.json = Some(value.into()),
-            _ => anyhow::bail!("unknown argument {word}: --services N and --json FILE are known"),
-        }
-    }
-    ensure!((1..=26_000).contains(&arguments.services), "--services: 1 to 26000");
-    Ok(arguments)
 }
 
 /// Everything is delivered, converted and written; in milliseconds. The objects are made while the clock stands.
@@ -197,13 +166,4 @@ fn peak_memory_mib(pid: &str) -> Result<f64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).context("no VmHWM")?;
     let kib: f64 = line.trim().trim_end_matches("kB").trim().parse()?;
     Ok(kib / 1024.0)
-}
-
-fn print(rows: &[Row]) {
-    println!("{:<60} {:>10} {:>10} {:>10} {:>10}  unit", "case", "median", "min", "max", "target");
-    for row in rows {
-        let Row { case, unit, median, min, max, target, met, .. } = row;
-        let met = if *met { "met" } else { "MISSED" };
-        println!("{case:<60} {median:>10.3} {min:>10.3} {max:>10.3} {target:>10.0}  {unit:<4} {met}");
-    }
 }
