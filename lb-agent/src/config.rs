@@ -11,12 +11,19 @@ use std::{
 };
 
 use ipnet::IpNet;
-use lb_common::{limits, maps::MAPS};
+use lb_common::{
+    limits,
+    maps::{self, MAPS},
+};
 use thiserror::Error;
 
-use crate::datapath::{
-    attach::AttachMode,
-    devices::{NodePortAddresses, Patterns},
+use crate::{
+    datapath::{
+        attach::AttachMode,
+        devices::{NodePortAddresses, Patterns},
+    },
+    desired::maglev::TableSize,
+    model::service::Algorithm,
 };
 
 /// Which values do not make a configuration.
@@ -53,6 +60,16 @@ pub enum ConfigError {
         min: u32,
         /// Largest.
         max: u32,
+    },
+    /// Every Service would have a Maglev table, and not even two fit.
+    #[error(
+        "--max-slots {slots} has no room for two Maglev tables of {size} slots, one in use and one being written"
+    )]
+    Tables {
+        /// Slots.
+        slots: u32,
+        /// Slots of a table.
+        size: TableSize,
     },
 }
 
@@ -144,6 +161,10 @@ pub struct Config {
     pub attach: AttachMode,
     /// Attach the socket programs.
     pub socket_lb: bool,
+    /// Algorithm of Services that name none.
+    pub algorithm: Algorithm,
+    /// Slots of Maglev tables.
+    pub table_size: TableSize,
     /// Where NodePorts listen.
     pub nodeport_addresses: NodePortAddresses,
     /// Where externalIPs may lie; empty: anywhere.
@@ -191,6 +212,20 @@ pub fn max_entries(sizes: [Option<u32>; 9]) -> Result<BTreeMap<&'static str, u32
         entries.extend(maps.map(|map| (map.name, value)));
     }
     Ok(entries)
+}
+
+/// Says so if the slots in `max_entries` cannot hold a Maglev table and its successor although every Service that names
+/// no algorithm would have one.
+pub fn check_tables(
+    algorithm: Algorithm,
+    size: TableSize,
+    max_entries: &BTreeMap<&'static str, u32>,
+) -> Result<(), ConfigError> {
+    let slots = max_entries.get(maps::SLOTS).copied().unwrap_or(limits::SLOTS_MAX);
+    match algorithm {
+        Algorithm::Maglev if slots < 2 * size.get() => Err(ConfigError::Tables { slots, size }),
+        _ => Ok(()),
+    }
 }
 
 /// The node's name: as given, else the host's; trimmed and in lower case (spec 2.3).
@@ -261,6 +296,19 @@ mod tests {
         assert!(matches!(max_entries(sizes), Err(ConfigError::Size { what: "backends", .. })));
         let known = SIZES.iter().flat_map(|(_, names)| names.iter());
         assert!(known.into_iter().all(|name| MAPS.iter().any(|map| map.name == *name)));
+    }
+
+    #[test]
+    fn slots_must_hold_two_tables_when_every_service_has_one() {
+        let slots = |slots| BTreeMap::from([("SLOTS", slots)]);
+        let check = |algorithm, max_entries| check_tables(algorithm, TableSize::default(), &max_entries);
+        assert!(matches!(
+            check(Algorithm::Maglev, slots(32_761)),
+            Err(ConfigError::Tables { slots: 32_761, .. })
+        ));
+        assert!(check(Algorithm::Maglev, slots(32_762)).is_ok());
+        assert!(check(Algorithm::Maglev, BTreeMap::new()).is_ok());
+        assert!(check(Algorithm::Random, slots(16)).is_ok());
     }
 
     #[test]

@@ -18,11 +18,16 @@ use k8s_openapi::{
 };
 
 use crate::{
-    model::{backend::Slice, node::Node, service::Service},
+    model::{
+        backend::Slice,
+        node::Node,
+        service::{Algorithm, Service},
+    },
     source::{Object, Refusal},
 };
 
 pub use parse::{parse_cidr, parse_ip};
+pub use service::ALGORITHM_ANNOTATION;
 
 /// Settings that decide what counts.
 #[derive(Clone, Debug, Default)]
@@ -31,6 +36,8 @@ pub struct Rules {
     pub node_name: Arc<str>,
     /// Where externalIPs may lie; empty: anywhere (DESIGN 7).
     pub external_ip_cidrs: Vec<IpNet>,
+    /// Algorithm of Services that name none.
+    pub algorithm: Algorithm,
 }
 
 /// What an object says.

@@ -206,9 +206,9 @@ impl Delta {
         }
     }
 
-    /// What is wanted in the slots of `run`.
-    pub fn wanted_run(&self, have: &MapState, run: Run) -> Vec<BackendId> {
-        slots_of(run).filter_map(|index| wanted(&self.slots, have.slots.get(&index), &index)).collect()
+    /// True if `run` is wanted, or there, as [`want_run`](Self::want_run) was told.
+    pub fn wants_run(&self, have: &MapState, run: Run) -> bool {
+        wanted(&self.slots, have.slots.get(&run.base), &run.base).is_some()
     }
 
     /// Nothing is wanted in the slots of `run` any more.

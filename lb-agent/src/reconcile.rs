@@ -18,10 +18,14 @@ use ipnet::IpNet;
 
 use crate::{
     convert::Rules,
-    desired::{Desired, Exhausted, Surroundings, Target, service_cidrs},
+    desired::{Desired, Exhausted, Surroundings, Target, maglev::TableSize, service_cidrs},
     diff::{Delta, Failed, apply},
     maps::{MapError, MapState, Maps, dump},
-    model::{Dirty, Model, node::NodeAddresses, service::ServiceName},
+    model::{
+        Dirty, Model,
+        node::NodeAddresses,
+        service::{Algorithm, ServiceName},
+    },
     report::SyncReport,
     source::{Change, Refusal},
 };
@@ -33,6 +37,10 @@ pub struct ReconcileConfig {
     pub node_name: String,
     /// Where externalIPs may lie; empty: anywhere.
     pub external_ip_cidrs: Vec<IpNet>,
+    /// Algorithm of Services that name none.
+    pub algorithm: Algorithm,
+    /// Slots of Maglev tables.
+    pub table_size: TableSize,
     /// The first id to give out; `None`: a random one.
     pub first_id: Option<u32>,
 }
@@ -77,6 +85,7 @@ pub enum Fault {
 pub struct Reconciler<M> {
     maps: M,
     rules: Rules,
+    table_size: TableSize,
     model: Model,
     addresses: NodeAddresses,
     desired: Desired,
@@ -108,13 +117,17 @@ impl<M: Maps> Reconciler<M> {
         let have = maps.dump()?;
         let first_id = config.first_id.unwrap_or_else(random);
         let node_name = config.node_name.trim().to_lowercase();
-        let rules =
-            Rules { node_name: node_name.as_str().into(), external_ip_cidrs: config.external_ip_cidrs };
+        let rules = Rules {
+            node_name: node_name.as_str().into(),
+            external_ip_cidrs: config.external_ip_cidrs,
+            algorithm: config.algorithm,
+        };
         Ok(Self {
             desired: Desired::restore(&have, maps.capacity(), first_id),
             model: Model::new(rules.node_name.clone()),
             maps,
             rules,
+            table_size: config.table_size,
             addresses: NodeAddresses::default(),
             have,
             delta: Delta::default(),
@@ -133,9 +146,7 @@ impl<M: Maps> Reconciler<M> {
             Dirty::All => self.all_dirty = true,
             Dirty::ServiceCidrs => self.service_cidrs_dirty = true,
         }
-        for refusal in self.model.take_new_refusals() {
-            tracing::warn!(object = refusal.object, field = refusal.field, "refused: {}", refusal.reason);
-        }
+        self.model.take_new_refusals().iter().for_each(warn);
     }
 
     /// Takes in the addresses of this node. Nothing is written.
@@ -150,7 +161,7 @@ impl<M: Maps> Reconciler<M> {
     /// True if [`sync`](Self::sync) has something to do.
     pub fn needs_sync(&self) -> bool {
         let is_dirty = self.all_dirty || self.service_cidrs_dirty || !self.dirty.is_empty();
-        self.model.is_synced() && (is_dirty || !self.delta.is_empty())
+        self.model.is_synced() && (is_dirty || !self.delta.is_empty() || self.desired.awaits_slots())
     }
 
     /// Computes what is dirty and writes what differs. After an error everything that could safely be written has
@@ -180,9 +191,13 @@ impl<M: Maps> Reconciler<M> {
         }
     }
 
-    /// Gives ids and slots free that the maps know no more.
+    /// Gives ids and slots free that the maps know no more. Services that wait for slots try again.
     fn reclaim(&mut self) {
-        for run in self.desired.reclaim(&self.delta.pending(&self.have)) {
+        let freed = self.desired.reclaim(&self.delta.pending(&self.have));
+        if !freed.is_empty() {
+            self.dirty.extend(self.desired.short_of_slots());
+        }
+        for run in freed {
             for index in run.base..run.base.saturating_add(run.count) {
                 self.have.slots.remove(&index);
             }
@@ -194,6 +209,7 @@ impl<M: Maps> Reconciler<M> {
         let around = Surroundings {
             model: &self.model,
             addresses: &self.addresses,
+            table_size: self.table_size,
             is_first_sync: !self.has_computed,
         };
         let mut target = Target { have: &self.have, delta: &mut self.delta };
@@ -217,6 +233,7 @@ impl<M: Maps> Reconciler<M> {
             self.has_computed = true;
         }
         self.desired.settle(&mut target);
+        self.desired.take_new_fallbacks().iter().for_each(warn);
         if std::mem::take(&mut self.service_cidrs_dirty) {
             service_cidrs::want(&self.model, &mut target);
         }
@@ -288,6 +305,10 @@ impl<M: Maps> Reconciler<M> {
     pub fn into_maps(self) -> M {
         self.maps
     }
+}
+
+fn warn(refusal: &Refusal) {
+    tracing::warn!(object = refusal.object, field = refusal.field, "refused: {}", refusal.reason);
 }
 
 fn first_fault(exhausted: Vec<Exhausted>, written: Result<(), Failed>) -> Option<SyncError> {

@@ -23,6 +23,8 @@ pub struct ServicePortReport {
     pub external_traffic_policy: String,
     /// Seconds of `sessionAffinity: ClientIP`, if set.
     pub affinity_timeout_s: Option<u32>,
+    /// `random` or `maglev`: how backends are chosen.
+    pub algorithm: String,
     /// `loadBalancerSourceRanges` in force.
     pub source_ranges: Vec<String>,
     /// What clients dial.
@@ -39,9 +41,9 @@ pub struct FrontendReport {
     /// `addr:port`, IPv6 in brackets.
     pub address: String,
     /// Backends that clients in the cluster may get.
-    pub internal: u32,
+    pub internal: usize,
     /// Backends that clients outside may get.
-    pub external: u32,
+    pub external: usize,
 }
 
 /// One backend.

@@ -68,6 +68,13 @@ pub fn hash_u64(value: u64, seed: u32) -> u32 {
     hash.finish()
 }
 
+/// Hash of words in host order, 32 well-mixed bits: the same on every machine.
+pub fn hash_words(words: impl IntoIterator<Item = u32>, seed: u32) -> u32 {
+    let mut hash = Mix(seed);
+    words.into_iter().for_each(|word| hash.add(word));
+    hash.finish()
+}
+
 /// Position of `hash` in a run of `count` slots: multiplication instead of a division (Lemire, "Fast random integer
 /// generation in an interval", 2019). Below `count` for every `count` > 0.
 #[inline(always)]

@@ -16,6 +16,10 @@ use aya::{
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
     programs::{CgroupSockAddr, ProgramError, SchedClassifier},
 };
+use lb_agent::{
+    desired::maglev::{self, TableSize},
+    model::backend::BackendAddress,
+};
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
@@ -450,6 +454,11 @@ impl Service {
         }
     }
 
+    /// Its backends with their ids.
+    fn ids(&self) -> impl Iterator<Item = (BackendId, &Server)> {
+        (self.base..).map(BackendId).zip(&self.backends)
+    }
+
     /// Its id as the maps have it.
     pub fn service_port(&self) -> ServicePortId {
         ServicePortId(self.id)
@@ -463,7 +472,7 @@ impl Node {
         FrontendKey<F>: Pod,
         BackendValue<F>: Pod,
     {
-        for (index, server) in (service.base..).zip(&service.backends) {
+        for (index, server) in service.ids() {
             let value = BackendValue::<F> {
                 addr: F::Addr::from_ip(server.addr.0).unwrap(),
                 port: Be16::new(server.addr.1),
@@ -471,11 +480,35 @@ impl Node {
                 state: BackendState::ACTIVE,
                 flags: if server.local { BackendFlags::LOCAL } else { BackendFlags::default() },
             };
-            self.hash(&name::<F>("BACKENDS")).insert(BackendId(index), value, 0).unwrap();
-            self.member(service, BackendId(index), MemberSets::CLUSTER.with(MemberSets::LOCAL));
-            self.array("SLOTS").set(index, index, 0).unwrap();
+            self.hash(&name::<F>("BACKENDS")).insert(index, value, 0).unwrap();
+            self.member(service, index, MemberSets::CLUSTER.with(MemberSets::LOCAL));
+            self.array("SLOTS").set(index.0, index.0, 0).unwrap();
         }
-        let run = Run { base: service.base, count: service.backends.len() as u32 };
+        self.frontend::<F>(service, Run { base: service.base, count: service.backends.len() as u32 });
+    }
+
+    /// Gives a service port whose backends are written the Maglev table the agent would give it, from slot `base` on.
+    pub fn serve_by_table<F: Family>(&mut self, service: &Service, base: u32, size: TableSize)
+    where
+        FrontendKey<F>: Pod,
+    {
+        let address = |server: &Server| BackendAddress {
+            addr: server.addr.0,
+            port: server.addr.1,
+            protocol: service.protocol,
+        };
+        let backends = service.ids().map(|(id, server)| (address(server), id)).collect();
+        for (slot, id) in (base..).zip(maglev::build(backends, size)) {
+            self.array("SLOTS").set(slot, id.0, 0).unwrap();
+        }
+        self.frontend::<F>(service, Run { base, count: size.get() });
+    }
+
+    /// Writes a service port's frontend, which finds its backends in `run`.
+    fn frontend<F: Family>(&mut self, service: &Service, run: Run)
+    where
+        FrontendKey<F>: Pod,
+    {
         let key = FrontendKey::<F>::new(
             F::Addr::from_ip(service.vip.0).unwrap(),
             Be16::new(service.vip.1),

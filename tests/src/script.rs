@@ -4,12 +4,13 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs` |
+//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs`, `algorithm`, `maglev-table-size`, `max-slots` |
 //! | `node-addresses IP…` | this node's addresses |
 //! | `apply [FILE…]` | objects from files of `testdata/manifests` and from the section's own YAML |
 //! | `delete KIND NAMESPACE/NAME…` | objects that go |
 //! | `restart` | a fresh control plane over the same maps |
-//! | `maps` | syncs; the section is the dump expected |
+//! | `maps [TABLE…]` | syncs; the section is the dump expected, of these tables (`FRONTEND`) or of all |
+//! | `shares` | syncs; the section says how many slots of each run each backend has |
 //! | `refused` | the section is what has been refused, as `object: field` |
 //! | `unchanged` | syncs; not a single write may be needed |
 //!
@@ -18,12 +19,13 @@
 //! `BLESS=1` writes what was found into the file.
 
 use std::{
+    collections::BTreeMap,
     fmt::Write as _,
     fs,
     path::{Path, PathBuf},
 };
 
-use anyhow::{Context as _, Result, anyhow, bail, ensure};
+use anyhow::{Context as _, Error, Result, anyhow, bail, ensure};
 use lb_agent::{
     maps::{
         Maps,
@@ -103,7 +105,10 @@ fn parse(text: &str) -> Result<(String, Vec<Section>)> {
         sections.push(Section { command, arguments: words.collect(), body: body.trim_end().to_owned() });
     }
     let last = sections.last().map(|section| section.command.as_str()).unwrap_or_default();
-    ensure!(matches!(last, "maps" | "refused" | "unchanged"), "nothing is checked after the last section");
+    ensure!(
+        matches!(last, "maps" | "shares" | "refused" | "unchanged"),
+        "nothing is checked after the last section"
+    );
     Ok((title.to_owned(), sections))
 }
 
@@ -135,6 +140,7 @@ struct Run {
 impl Run {
     fn new(sections: &[Section], mode: Mode) -> Result<Self> {
         let mut config = ReconcileConfig { first_id: Some(1), ..ReconcileConfig::default() };
+        let mut maps = FakeMaps::default();
         if let Some(section) = sections.first().filter(|section| section.command == "config") {
             for argument in &section.arguments {
                 match argument.split_once('=') {
@@ -143,13 +149,17 @@ impl Run {
                         config.external_ip_cidrs =
                             cidrs.split(',').map(str::parse).collect::<Result<_, _>>()?;
                     }
+                    Some(("algorithm", name)) => config.algorithm = name.parse().map_err(Error::msg)?,
+                    Some(("maglev-table-size", size)) => {
+                        config.table_size = size.parse().map_err(Error::msg)?;
+                    }
+                    Some(("max-slots", slots)) => maps.capacity.slots = slots.parse()?,
                     _ => bail!("config: unknown setting {argument}"),
                 }
             }
         }
         let mut run =
             Self { mode, config, addresses: NodeAddresses::default(), objects: Vec::new(), reconciler: None };
-        let mut maps = FakeMaps::default();
         maps.set_faults(mode.faults);
         run.start(maps)?;
         Ok(run)
@@ -206,7 +216,8 @@ impl Run {
                 let maps = self.reconciler.take().context("the control plane is stopped")?.into_maps();
                 self.start(maps)?;
             }
-            "maps" => return self.dump().map(Some),
+            "maps" => return self.dump(&section.arguments).map(Some),
+            "shares" => return self.shares().map(Some),
             "refused" => return self.refused().map(Some),
             "unchanged" => {
                 ensure!(section.body.is_empty(), "unchanged: takes no text");
@@ -279,12 +290,28 @@ impl Run {
         bail!("not synced after {SYNCS_MAX} tries")
     }
 
-    fn dump(&mut self) -> Result<String> {
+    /// The dump, of `tables` if any are named.
+    fn dump(&mut self, tables: &[String]) -> Result<String> {
         self.sync()?;
         let state = self.reconciler()?.maps_mut().dump()?;
         let text = state.to_string();
         ensure!(text.parse().as_ref() == Ok(&state), "the dump does not read back");
-        Ok(text.trim_end().to_owned())
+        let is_asked = |line: &&str| tables.is_empty() || tables.iter().any(|table| line.starts_with(table));
+        Ok(text.lines().filter(is_asked).collect::<Vec<_>>().join("\n"))
+    }
+
+    fn shares(&mut self) -> Result<String> {
+        self.sync()?;
+        let state = self.reconciler()?.maps_mut().dump()?;
+        let mut lines = Vec::new();
+        for run in state.runs() {
+            let mut shares: BTreeMap<u32, u32> = BTreeMap::new();
+            let slots = state.slots.range(run.base..run.base + run.count);
+            slots.for_each(|(_, backend)| *shares.entry(backend.0).or_default() += 1);
+            let shares = shares.iter().map(|(backend, slots)| format!(" backend={backend}:{slots}"));
+            lines.push(format!("{}@{}{}", run.count, run.base, shares.collect::<String>()));
+        }
+        Ok(lines.join("\n"))
     }
 
     fn refused(&mut self) -> Result<String> {

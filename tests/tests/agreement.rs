@@ -2,8 +2,9 @@
 //! the checksums, and whether a connection's entry still holds. Needs root.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::net::IpAddr;
+use std::{collections::BTreeSet, net::IpAddr};
 
+use lb_agent::desired::maglev::TableSize;
 use lb_common::{
     conntrack::{Coarse, ConnectionValue, Membership, Phase, Reuse, TcpFlags, reuse},
     family::{Address as _, Family, Protocol, V4, V6},
@@ -105,6 +106,30 @@ macro_rules! agreement {
                     let kept = Packet::decode(&ran.packet).dst.1 == 1;
                     assert_eq!(kept, expected == Reuse::Keep, "{entry:?} {tcp:?} at {now:?}");
                 }
+            }
+
+            /// The same flow gets the same backend on nodes that know the backends by other ids, by other slots, and
+            /// heard of them in another order.
+            #[test]
+            fn on_the_backend_of_a_flow_whatever_the_node() {
+                let mut rng = rng();
+                let packets: Vec<_> = (0..PACKETS).map(|_| random_packet::<F>(&mut rng)).collect();
+                let mut there = service();
+                there.backends.reverse();
+                let there = Service { id: 9, base: 300, ..there };
+                let [here, there] = [(service(), 1000), (there, 2000)].map(|(service, first_slot)| {
+                    let mut node = Node::start();
+                    node.serve::<F>(&service);
+                    node.serve_by_table::<F>(&service, first_slot, TableSize::new(251).unwrap());
+                    let chosen = |packet: &Packet| {
+                        let ran = node.run(Hook::FromNetwork, &packet.bytes());
+                        Packet::decode(&ran.packet).dst
+                    };
+                    packets.iter().map(chosen).collect::<Vec<_>>()
+                });
+                assert_eq!(here, there);
+                let used: BTreeSet<_> = here.into_iter().collect();
+                assert_eq!(used.len(), 7, "every backend has its share");
             }
 
             /// An entry that leads to port 1, where no backend is: whether it was followed shows in the packet.

@@ -13,6 +13,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_agent::{
+    desired::maglev::TableSize,
     maps::{
         Capacity, FamilyState, MapFamily, MapState, Maps,
         dump::frontend_address,
@@ -33,8 +34,21 @@ use proptest::prelude::*;
 /// What happens.
 #[derive(Clone, Debug)]
 enum Step {
-    Service { name: u8, vip: u8, node_port: Option<u8>, is_local: bool, affinity: bool, dual: bool },
-    Slice { name: u8, service: u8, hosts: Vec<(u8, u8)>, is_v6: bool },
+    Service {
+        name: u8,
+        vip: u8,
+        node_port: Option<u8>,
+        is_local: bool,
+        affinity: bool,
+        dual: bool,
+        maglev: bool,
+    },
+    Slice {
+        name: u8,
+        service: u8,
+        hosts: Vec<(u8, u8)>,
+        is_v6: bool,
+    },
     DeleteService(u8),
     DeleteSlice(u8),
     Addresses(BTreeSet<u8>),
@@ -44,8 +58,8 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
-        4 => (0u8..4, 0u8..5, prop::option::of(0u8..3), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-            |(name, vip, node_port, is_local, affinity, dual)| Step::Service { name, vip, node_port, is_local, affinity, dual }
+        4 => (0u8..4, 0u8..5, prop::option::of(0u8..3), any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
+            |(name, vip, node_port, is_local, affinity, dual, maglev)| Step::Service { name, vip, node_port, is_local, affinity, dual, maglev }
         ),
         6 => (0u8..5, 0u8..4, prop::collection::vec((0u8..6, 0u8..5), 0..4), any::<bool>())
             .prop_map(|(name, service, hosts, is_v6)| Step::Slice { name, service, hosts, is_v6 }),
@@ -65,7 +79,7 @@ fn metadata(name: String) -> ObjectMeta {
 fn service(
     name: u8,
     vip: u8,
-    (node_port, is_local, affinity, dual): (Option<u8>, bool, bool, bool),
+    (node_port, is_local, affinity, dual, maglev): (Option<u8>, bool, bool, bool, bool),
 ) -> Object {
     let port = ServicePort {
         port: 80,
@@ -88,11 +102,9 @@ fn service(
         ports: Some(vec![port]),
         ..ServiceSpec::default()
     };
-    Object::Service(Box::new(Service {
-        metadata: metadata(format!("s{name}")),
-        spec: Some(spec),
-        ..Service::default()
-    }))
+    let mut metadata = metadata(format!("s{name}"));
+    metadata.annotations = maglev.then(|| [("lb-ebpf.io/algorithm".to_owned(), "maglev".to_owned())].into());
+    Object::Service(Box::new(Service { metadata, spec: Some(spec), ..Service::default() }))
 }
 
 fn slice(name: u8, service: u8, hosts: &[(u8, u8)], is_v6: bool) -> Object {
@@ -129,7 +141,9 @@ fn start(
     objects: &BTreeMap<ObjectRef, Object>,
     addresses: &NodeAddresses,
 ) -> Reconciler<FakeMaps> {
-    let config = ReconcileConfig { node_name: "node-a".to_owned(), ..ReconcileConfig::default() };
+    let node_name = "node-a".to_owned();
+    let table_size = TableSize::new(251).unwrap();
+    let config = ReconcileConfig { node_name, table_size, ..ReconcileConfig::default() };
     let mut reconciler = Reconciler::new(maps, config).unwrap();
     reconciler.set_node_addresses(addresses.clone());
     objects.values().for_each(|object| reconciler.apply_change(Change::Applied(object.clone())));
@@ -143,7 +157,7 @@ impl World {
         let mut maps = FakeMaps::default();
         maps.set_faults(faults);
         // Little more than the largest world needs, so that ids and slots come round again.
-        maps.capacity = Capacity { service_ports: 16, backends: 48, slots: 200 };
+        maps.capacity = Capacity { service_ports: 16, backends: 48, slots: 200 + 24 * 251 };
         let (objects, addresses) = (BTreeMap::new(), NodeAddresses::default());
         Self { reconciler: Some(start(maps, &objects, &addresses)), objects, addresses }
     }
@@ -165,8 +179,8 @@ impl World {
 
     fn take(&mut self, step: &Step) {
         match step {
-            Step::Service { name, vip, node_port, is_local, affinity, dual } => {
-                self.apply(service(*name, *vip, (*node_port, *is_local, *affinity, *dual)));
+            Step::Service { name, vip, node_port, is_local, affinity, dual, maglev } => {
+                self.apply(service(*name, *vip, (*node_port, *is_local, *affinity, *dual, *maglev)));
             }
             Step::Slice { name, service, hosts, is_v6 } => self.apply(slice(*name, *service, hosts, *is_v6)),
             Step::DeleteService(name) => self.delete(Kind::Service, format!("s{name}")),
@@ -199,7 +213,7 @@ impl World {
     fn settle(&mut self) -> MapState {
         for _ in 0..1000 {
             self.sync_once();
-            if self.reconciler().report().dirty == 0 && self.reconciler().sync().is_ok() {
+            if !self.reconciler().needs_sync() && self.reconciler().sync().is_ok() {
                 assert!(!self.reconciler().verify().unwrap(), "the mirror differs from the maps");
                 return self.reconciler().maps_mut().dump().unwrap();
             }
@@ -293,7 +307,7 @@ proptest! {
 fn nothing_is_written_before_services_and_slices_have_both_been_delivered() {
     for order in [[Kind::Service, Kind::EndpointSlice], [Kind::EndpointSlice, Kind::Service]] {
         let mut reconciler = Reconciler::new(FakeMaps::default(), ReconcileConfig::default()).unwrap();
-        reconciler.apply_change(Change::Applied(service(1, 1, (None, false, false, false))));
+        reconciler.apply_change(Change::Applied(service(1, 1, (None, false, false, false, false))));
         for kind in [order[0], Kind::Node, Kind::ServiceCidr] {
             reconciler.apply_change(Change::Synced(kind));
             assert_eq!(reconciler.sync().unwrap(), SyncOutcome::Waiting, "spec 8.11");
@@ -314,7 +328,7 @@ fn a_freed_id_is_not_given_out_again_soon() {
     world.reconciler = Some(start(FakeMaps::default(), &world.objects, &world.addresses));
     let mut given = BTreeSet::new();
     for _ in 0..50 {
-        world.apply(service(1, 1, (None, false, false, false)));
+        world.apply(service(1, 1, (None, false, false, false, false)));
         world.apply(slice(1, 1, &[(1, 0)], false));
         let state = world.settle();
         let (backend, port) =

@@ -34,7 +34,9 @@ use crate::{
         follow::{FollowConfig, Follower},
         load::{self, LoadConfig},
     },
+    desired::maglev::TableSize,
     maps::bpf::BpfMaps,
+    model::service::Algorithm,
     reconcile::{
         ReconcileConfig, Reconciler,
         run::{self as reconcile, Inputs, Query, Timing},
@@ -89,6 +91,15 @@ pub(super) struct RunArgs {
     /// Attach the socket programs. With `false` every packet is translated on its way instead, which costs more.
     #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     socket_lb: bool,
+    /// How a new connection gets its backend: any of them, or by its 5-tuple from a Maglev table, which gives a flow the
+    /// same backend on every node. A Service's annotation `lb-ebpf.io/algorithm` goes first.
+    #[arg(long, default_value_t = Algorithm::Random, value_name = "random|maglev")]
+    algorithm: Algorithm,
+    /// Slots of a Maglev table: a prime from 251 to 131071, a hundred times the backends of a Service or more. The same
+    /// on every node. Services with the same backends share a table; each set of backends needs one, and room for
+    /// another while it changes: see --max-slots.
+    #[arg(long, default_value_t = TableSize::default(), value_name = "N")]
+    maglev_table_size: TableSize,
     /// Where NodePorts listen: `primary`, or CIDRs separated by commas; a list for one IP family closes the other.
     /// Default: every local address.
     #[arg(long, default_value = "", value_name = "LIST")]
@@ -139,7 +150,7 @@ struct Sizes {
     /// Pairs of service port and backend. Default: 524288.
     #[arg(long, value_name = "N")]
     max_members: Option<u32>,
-    /// Slots; twice the members leaves room to write runs anew. Default: 1048576.
+    /// Slots; twice the members, and twice the Maglev tables, leaves room to write runs anew. Default: 1048576.
     #[arg(long, value_name = "N")]
     max_slots: Option<u32>,
     /// loadBalancerSourceRanges entries per IP family. Default: 65536.
@@ -186,6 +197,8 @@ impl RunArgs {
                 Some(text.parse::<SocketAddr>().with_context(|| format!("--healthz-bind-address {text:?}"))?)
             }
         };
+        let max_entries = config::max_entries(self.sizes.in_order())?;
+        config::check_tables(self.algorithm, self.maglev_table_size, &max_entries)?;
         Ok(Config {
             node_name: config::node_name(self.node_name.as_deref())?,
             source: Source::new(self.manifests, self.kubeconfig, self.api_servers)?,
@@ -195,13 +208,15 @@ impl RunArgs {
             patterns: Patterns { uplink: self.uplink, workload: self.workload, overlay: self.overlay },
             attach: self.attach,
             socket_lb: self.socket_lb,
+            algorithm: self.algorithm,
+            table_size: self.maglev_table_size,
             nodeport_addresses: self.nodeport_addresses,
             external_ip_cidrs: self.external_ip_cidrs,
             healthz,
             min_sync_period: Duration::from_millis(self.min_sync_period),
             full_sync_period: Duration::from_secs(self.full_sync_period.max(1)),
             gc_period: Duration::from_secs(self.gc_period),
-            max_entries: config::max_entries(self.sizes.in_order())?,
+            max_entries,
             snat_ports: self.snat_ports,
             events_sample: self.events_sample,
         })
@@ -278,6 +293,8 @@ impl Agent {
         let reconcile_config = ReconcileConfig {
             node_name: config.node_name.clone(),
             external_ip_cidrs: config.external_ip_cidrs.clone(),
+            algorithm: config.algorithm,
+            table_size: config.table_size,
             first_id: None,
         };
         let reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, reconcile_config)?;

@@ -71,6 +71,9 @@ fn policy(port: &ServicePortReport) -> String {
     if let Some(seconds) = port.affinity_timeout_s {
         lines.push(format!("affinity {seconds}s"));
     }
+    if port.algorithm != "random" {
+        lines.push(port.algorithm.clone());
+    }
     if !port.source_ranges.is_empty() {
         lines.push(format!("from {}", port.source_ranges.join(" ")));
     }

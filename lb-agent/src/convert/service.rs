@@ -1,6 +1,6 @@
 //! core/v1 Service → [`Service`] (spec 1.7 to 1.15, 1.35 to 1.58).
 
-use std::net::IpAddr;
+use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
@@ -17,6 +17,8 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `timeoutSeconds` when the API server has not filled it in (spec 3.2).
 const AFFINITY_TIMEOUT_DEFAULT_S: u32 = 10_800;
 const AFFINITY_TIMEOUT_MAX_S: u32 = 86_400;
+/// Annotation that names the Service's [`Algorithm`].
+pub const ALGORITHM_ANNOTATION: &str = "lb-ebpf.io/algorithm";
 
 /// The Service, unless there is nothing to proxy (spec 1.7, 1.8, 1.11).
 pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) -> Option<Service> {
@@ -43,6 +45,7 @@ pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) 
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy,
         affinity_timeout_s: affinity_timeout_s(spec, faults),
+        algorithm: annotation(object, ALGORITHM_ANNOTATION, faults).unwrap_or(rules.algorithm),
         health_check_node_port: health_check_node_port(spec, external_policy, faults),
         cluster_ips,
         ports,
@@ -181,6 +184,12 @@ fn external_policy(spec: &v1::ServiceSpec) -> Policy {
         _ if has_external_ips => policy(spec.external_traffic_policy.as_deref()),
         _ => Policy::Cluster,
     }
+}
+
+/// The value of an annotation, if the Service has it.
+fn annotation<T: FromStr<Err = String>>(object: &v1::Service, key: &str, faults: &mut Faults) -> Option<T> {
+    let text = object.metadata.annotations.as_ref()?.get(key)?;
+    faults.accept(format!("metadata.annotations[{key}]"), text.parse())
 }
 
 /// Spec 1.56.

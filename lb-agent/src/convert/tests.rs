@@ -53,6 +53,27 @@ fn the_proxy_name_label_excludes_whatever_its_value() {
 }
 
 #[test]
+fn an_algorithm_that_does_not_exist_is_refused_by_name_and_the_default_used() {
+    let rules = Rules { algorithm: Algorithm::Maglev, ..Rules::default() };
+    for (annotations, algorithm, is_refused) in [
+        ("{}", Algorithm::Maglev, false),
+        ("{lb-ebpf.io/algorithm: random}", Algorithm::Random, false),
+        ("{lb-ebpf.io/algorithm: maglev}", Algorithm::Maglev, false),
+        ("{lb-ebpf.io/algorithm: Random}", Algorithm::Maglev, true),
+        ("{lb-ebpf.io/algorithm: ''}", Algorithm::Maglev, true),
+    ] {
+        let yaml = format!(
+            "{{metadata: {{name: s, annotations: {annotations}}}, spec: {{clusterIP: 10.0.0.1, ports: [{{port: 80}}]}}}}"
+        );
+        let (service, refusals) = convert_service_with(&yaml, &rules);
+        assert_eq!(service.unwrap().algorithm, algorithm, "{annotations}");
+        let expected: &[&str] =
+            if is_refused { &["metadata.annotations[lb-ebpf.io/algorithm]"] } else { &[] };
+        assert_eq!(fields(&refusals), expected, "{annotations}");
+    }
+}
+
+#[test]
 fn families_pick_their_cluster_ips() {
     for (ips, expected) in [
         ("clusterIP: 10.0.0.1", vec!["10.0.0.1"]),

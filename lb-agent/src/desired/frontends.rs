@@ -12,7 +12,7 @@ use lb_common::{
 
 use crate::model::{
     node::NodeAddresses,
-    service::{Policy, Port, Service, addresses},
+    service::{Algorithm, Policy, Port, Service, addresses},
 };
 
 /// The runs of a service port in one family.
@@ -24,6 +24,17 @@ pub struct Runs {
     pub local: Run,
     /// True if something serves somewhere (`select`).
     pub has_any: bool,
+    /// How a backend is chosen from them.
+    pub algorithm: Algorithm,
+}
+
+impl Runs {
+    fn flags(self) -> FrontendFlags {
+        match self.algorithm {
+            Algorithm::Random => FrontendFlags::default(),
+            Algorithm::Maglev => FrontendFlags::MAGLEV,
+        }
+    }
 }
 
 /// What all frontends of a service port have in common.
@@ -80,9 +91,9 @@ pub fn frontends<F: Family>(
 fn cluster_ip_value(origin: Origin<'_>, runs: Runs) -> FrontendValue {
     let is_local = origin.service.internal_policy == Policy::Local;
     let run = if is_local { runs.local } else { runs.cluster };
-    let mut flags = FrontendFlags::default();
+    let mut flags = runs.flags();
     if is_local {
-        flags = FrontendFlags::INTERNAL_LOCAL.with(FrontendFlags::EXTERNAL_LOCAL);
+        flags = flags.with(FrontendFlags::INTERNAL_LOCAL).with(FrontendFlags::EXTERNAL_LOCAL);
     }
     if is_local && is_silent(runs) {
         flags = flags.with(FrontendFlags::INTERNAL_DROP).with(FrontendFlags::EXTERNAL_DROP);
@@ -92,12 +103,8 @@ fn cluster_ip_value(origin: Origin<'_>, runs: Runs) -> FrontendValue {
 
 /// Any other frontend: clients in the cluster get every backend (the short-circuit of spec 4.40), clients outside
 /// what the external policy allows (spec 2.25).
-fn outside_value(
-    origin: Origin<'_>,
-    runs: Runs,
-    kind: FrontendKind,
-    mut flags: FrontendFlags,
-) -> FrontendValue {
+fn outside_value(origin: Origin<'_>, runs: Runs, kind: FrontendKind, flags: FrontendFlags) -> FrontendValue {
+    let mut flags = flags.with(runs.flags());
     let is_local = origin.service.external_policy == Policy::Local;
     let external = if is_local { runs.local } else { runs.cluster };
     if is_local {

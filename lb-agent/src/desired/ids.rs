@@ -147,6 +147,14 @@ impl BackendTable {
         self.records.get(&id).map(|record| record.address)
     }
 
+    /// Backends with their addresses.
+    pub fn addresses<'a>(
+        &self,
+        ids: impl IntoIterator<Item = &'a BackendId>,
+    ) -> Vec<(BackendAddress, BackendId)> {
+        ids.into_iter().filter_map(|id| Some((self.address(*id)?, *id))).collect()
+    }
+
     /// A service port has the backend as a member.
     pub fn add(&mut self, member: &Membership) {
         self.touched.push(member.backend);

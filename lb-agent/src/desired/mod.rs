@@ -7,6 +7,8 @@
 pub mod claims;
 pub mod frontends;
 pub mod ids;
+pub mod maglev;
+pub mod placement;
 mod restore;
 pub mod runs;
 pub mod service_cidrs;
@@ -26,6 +28,8 @@ use crate::{
         claims::Contested,
         frontends::{Origin, Runs},
         ids::{BackendTable, IdPool, Membership},
+        maglev::TableSize,
+        placement::Fallbacks,
         runs::RunPool,
     },
     diff::{Delta, DeltaFamily, Pending},
@@ -34,7 +38,7 @@ use crate::{
         Model,
         backend::{Backend, BackendAddress, gather},
         node::NodeAddresses,
-        service::{Port, PortName, Service, ServiceName},
+        service::{Algorithm, Port, PortName, Service, ServiceName},
     },
     select::{Policies, select},
     source::Refusal,
@@ -82,8 +86,10 @@ pub struct PortRecord {
     v6: FamilyRecord<V6>,
     /// Sorted.
     members: Box<[Membership]>,
-    /// Every run its frontends use.
+    /// The runs it holds, each as often as it holds it.
     runs: Box<[Run]>,
+    /// How backends are chosen from them.
+    algorithm: Algorithm,
 }
 
 /// What one service port wants in one family.
@@ -135,6 +141,7 @@ pub struct Desired {
     port_ids: IdPool,
     backends: BackendTable,
     runs: RunPool,
+    fallbacks: Fallbacks,
     contested4: Contested<V4>,
     contested6: Contested<V6>,
 }
@@ -146,6 +153,8 @@ pub struct Surroundings<'a> {
     pub model: &'a Model,
     /// This node's addresses.
     pub addresses: &'a NodeAddresses,
+    /// Slots of Maglev tables.
+    pub table_size: TableSize,
     /// True at the first sync after a start: every connection looks its backend up once (generations move).
     pub is_first_sync: bool,
 }
@@ -219,10 +228,11 @@ impl Desired {
         self.runs.reclaim(|run| pending.runs.contains(&run.base))
     }
 
-    /// Frontends that their Services do not get.
+    /// What Services ask for and do not get: frontends, Maglev tables.
     pub fn refusals(&self) -> BTreeSet<Refusal> {
         let mut refusals = self.contested4.refusals(&self.ports);
         refusals.extend(self.contested6.refusals(&self.ports));
+        refusals.extend(self.fallbacks.refusals());
         refusals
     }
 
@@ -257,10 +267,10 @@ impl Desired {
         let exhausted = || Exhausted::ServicePorts { service: name.clone() };
         let id = known.or_else(|| self.port_ids.allocate().map(ServicePortId)).ok_or_else(exhausted)?;
         let placed = self.draft((name, service, port), around).and_then(|draft| {
-            let runs = self.place(known, name, &draft, target)?;
-            Ok((draft, runs))
+            let placement = self.place((name, service), &draft, around.table_size, target)?;
+            Ok((draft, placement))
         });
-        let (draft, (runs4, runs6)) = match placed {
+        let (draft, placement) = match placed {
             Ok(placed) => placed,
             Err(error) => {
                 // The id was drawn in vain if it is nobody's yet.
@@ -269,7 +279,8 @@ impl Desired {
             }
         };
         self.ports.entry(id).or_default().owner = Some(owner(name, service, port));
-        self.set_runs(id, &[(runs4, &draft.v4), (runs6, &draft.v6)], target);
+        let (runs4, runs6) = (placement.v4, placement.v6);
+        self.set_placement(id, name, placement, target);
         let origin = Origin { service, port, id };
         self.set_family::<V4>(origin, runs4, around.addresses, target);
         self.set_family::<V6>(origin, runs6, around.addresses, target);
@@ -324,60 +335,6 @@ impl Desired {
             local: selection.local.into_iter().map(|index| ids[index]).collect(),
             has_any: selection.has_any,
         })
-    }
-
-    /// Finds runs for the draft's sets: those the service port has already if they hold the same backends.
-    fn place(
-        &mut self,
-        known: Option<ServicePortId>,
-        name: &ServiceName,
-        draft: &Draft,
-        target: &Target<'_>,
-    ) -> Result<(Runs, Runs), Exhausted> {
-        let former = known.and_then(|id| self.ports.get(&id)).map(|record| &*record.runs).unwrap_or_default();
-        let mut placed: Vec<(Run, Vec<BackendId>)> =
-            former.iter().map(|run| (*run, target.delta.wanted_run(target.have, *run))).collect();
-        let kept = placed.len();
-        let mut runs = Vec::with_capacity(4);
-        for set in [&draft.v4.cluster, &draft.v4.local, &draft.v6.cluster, &draft.v6.local] {
-            let Some(run) = self.place_set(set, &mut placed) else {
-                placed.drain(kept..).for_each(|(run, _)| self.runs.retire(run));
-                return Err(Exhausted::Slots { service: name.clone(), count: slots(set) });
-            };
-            runs.push(run);
-        }
-        let runs_of =
-            |at: usize, sets: &Sets| Runs { cluster: runs[at], local: runs[at + 1], has_any: sets.has_any };
-        Ok((runs_of(0, &draft.v4), runs_of(2, &draft.v6)))
-    }
-
-    fn place_set(&mut self, set: &[BackendId], placed: &mut Vec<(Run, Vec<BackendId>)>) -> Option<Run> {
-        if set.is_empty() {
-            return Some(Run::default());
-        }
-        if let Some((run, _)) = placed.iter().find(|(_, backends)| backends == set) {
-            return Some(*run);
-        }
-        let run = self.runs.allocate(slots(set))?;
-        placed.push((run, set.to_vec()));
-        Some(run)
-    }
-
-    /// Wants the slots of the runs written, and lets go of the former ones.
-    fn set_runs(&mut self, id: ServicePortId, families: &[(Runs, &Sets)], target: &mut Target<'_>) {
-        let mut current = BTreeSet::new();
-        for (runs, sets) in families {
-            for (run, set) in [(runs.cluster, &sets.cluster), (runs.local, &sets.local)] {
-                target.delta.want_run(target.have, run, set);
-                current.extend((run.count > 0).then_some(run));
-            }
-        }
-        let record = self.ports.entry(id).or_default();
-        let former = std::mem::replace(&mut record.runs, current.iter().copied().collect());
-        for run in former.iter().filter(|run| !current.contains(run)) {
-            target.delta.forget_run(*run);
-            self.runs.retire(*run);
-        }
     }
 
     fn set_family<F: RecordFamily>(
@@ -458,7 +415,7 @@ impl Desired {
     fn remove_port(&mut self, id: ServicePortId, target: &mut Target<'_>) {
         self.replace_family::<V4>(id, FamilyRecord::default(), target);
         self.replace_family::<V6>(id, FamilyRecord::default(), target);
-        self.set_runs(id, &[], target);
+        self.remove_placement(id, target);
         self.set_members(id, Vec::new(), false, target);
         self.ports.remove(&id);
         self.port_ids.retire(id.0);
@@ -485,14 +442,15 @@ fn policies<F: Family>(service: &Service, port: &Port) -> Policies {
     }
 }
 
-fn slots(set: &[BackendId]) -> u32 {
-    u32::try_from(set.len()).unwrap_or(u32::MAX)
-}
-
 impl PortRecord {
     /// The service port's members.
     pub fn members(&self) -> &[Membership] {
         &self.members
+    }
+
+    /// How its connections get their backends.
+    pub fn algorithm(&self) -> Algorithm {
+        self.algorithm
     }
 
     /// Which port of its Service it is.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use lb_common::{
     backend::BackendFlags,
     family::{V4, V6},
+    frontend::{FrontendFlags, Run},
     id::{BackendId, ServicePortId},
     source_range::SourceRangeKey,
 };
@@ -17,8 +18,11 @@ use super::{
     claims::Contested,
     frontends::{Origin, Runs, frontends},
     ids::{BackendTable, IdPool, Membership},
-    is_named, owner,
-    runs::RunPool,
+    is_named,
+    maglev::{self, TableSize},
+    owner,
+    placement::Fallbacks,
+    runs::{Contents, RunPool},
 };
 use crate::{
     diff::DeltaFamily,
@@ -48,12 +52,14 @@ impl Desired {
         }
         let mut port_ids = IdPool::new(capacity.service_ports, first_id);
         ports.keys().for_each(|id| port_ids.claim(id.0));
+        let runs = restore_runs(&ports, have, &backends, capacity.slots);
         Self {
             ports,
             by_service: HashMap::new(),
             port_ids,
             backends,
-            runs: RunPool::new(capacity.slots, have.runs()),
+            runs,
+            fallbacks: Fallbacks::default(),
             contested4: Contested::default(),
             contested6: Contested::default(),
         }
@@ -120,6 +126,41 @@ impl Desired {
 
 fn is_local<F: DeltaFamily>(have: &MapState, id: BackendId) -> bool {
     F::of(have).backends.get(&id).is_some_and(|value| value.flags.has(BackendFlags::LOCAL))
+}
+
+/// The runs of the maps with those who hold them.
+fn restore_runs(
+    ports: &BTreeMap<ServicePortId, PortRecord>,
+    have: &MapState,
+    backends: &BackendTable,
+    slots: u32,
+) -> RunPool {
+    let mut pool = RunPool::new(slots, have.runs());
+    let mut tables = table_runs::<V4>(have);
+    tables.extend(table_runs::<V6>(have));
+    for run in ports.values().flat_map(|record| &record.runs) {
+        pool.restore(*run, || contents(have, *run, tables.contains(run), backends));
+    }
+    pool
+}
+
+/// The runs that frontends take for Maglev tables.
+fn table_runs<F: RecordFamily>(have: &MapState) -> BTreeSet<Run> {
+    let values = F::of(have).frontends.values().filter(|value| value.flags.has(FrontendFlags::MAGLEV));
+    values.flat_map(|value| [value.internal, value.external]).collect()
+}
+
+/// What a run holds. It is a table only if it is the one that this release builds.
+fn contents(have: &MapState, run: Run, is_table: bool, backends: &BackendTable) -> Contents {
+    let slots: Vec<_> =
+        have.slots.range(run.base..run.base.saturating_add(run.count)).map(|(_, id)| *id).collect();
+    let size = TableSize::new(run.count).ok().filter(|_| is_table);
+    let ids: BTreeSet<_> = slots.iter().copied().collect();
+    let table = size.map(|size| (size, maglev::build(backends.addresses(&ids), size)));
+    match table {
+        Some((size, table)) if table == slots => Contents::Table(size, ids.into_iter().collect()),
+        _ => Contents::List(slots.into()),
+    }
 }
 
 /// Sorts what the maps of one family hold by service port.

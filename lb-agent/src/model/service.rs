@@ -1,6 +1,6 @@
 //! A Service as the load balancer sees it: what clients dial, and which rules apply.
 
-use std::{fmt, net::IpAddr, sync::Arc};
+use std::{fmt, net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::family::{Address, Family, Protocol};
@@ -49,6 +49,41 @@ impl Policy {
     }
 }
 
+/// How a new connection gets its backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Algorithm {
+    /// Any of them.
+    #[default]
+    Random,
+    /// The one that the flow's hash finds in the Maglev table: every node gives a flow the same.
+    Maglev,
+}
+
+impl Algorithm {
+    /// As the flag and the annotation spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Random => "random",
+            Self::Maglev => "maglev",
+        }
+    }
+}
+
+impl FromStr for Algorithm {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Random, Self::Maglev].into_iter().find(|algorithm| algorithm.name() == text);
+        known.ok_or_else(|| format!("{text:?} is no algorithm: random and maglev are"))
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A proxied Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -68,6 +103,8 @@ pub struct Service {
     pub external_policy: Policy,
     /// Seconds of `sessionAffinity: ClientIP`.
     pub affinity_timeout_s: Option<u32>,
+    /// How its connections get their backends.
+    pub algorithm: Algorithm,
     /// Where the cloud's load balancer asks for local backends (spec 1.56).
     pub health_check_node_port: Option<u16>,
     /// Its ports.

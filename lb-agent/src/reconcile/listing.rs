@@ -3,7 +3,8 @@
 use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::{
-    backend::{BackendFlags, BackendState},
+    backend::{BackendFlags, BackendState, MemberSets},
+    frontend::Scope,
     id::{BackendId, ServicePortId},
 };
 
@@ -80,6 +81,7 @@ impl<M: Maps> Reconciler<M> {
             internal_traffic_policy: service.internal_policy.name().to_owned(),
             external_traffic_policy: service.external_policy.name().to_owned(),
             affinity_timeout_s: service.affinity_timeout_s,
+            algorithm: record.algorithm().name().to_owned(),
             source_ranges,
             frontends,
             backends: members
@@ -98,10 +100,16 @@ impl<M: Maps> Reconciler<M> {
             .map(|(key, value)| FrontendReport {
                 kind: value.kind.name().to_owned(),
                 address: socket_address(key.addr, key.port).to_string(),
-                internal: value.internal.count,
-                external: value.external.count,
+                internal: self.choices::<F>(record, value.member_set(Scope::Internal)),
+                external: self.choices::<F>(record, value.member_set(Scope::External)),
             })
             .collect()
+    }
+
+    /// How many of the record's backends in family `F` stand in the set.
+    fn choices<F: RecordFamily>(&self, record: &PortRecord, set: MemberSets) -> usize {
+        let members = record.members().iter().filter(|member| member.sets.has(set));
+        members.filter(|member| F::of(&self.have).backends.contains_key(&member.backend)).count()
     }
 
     fn backend(

@@ -139,6 +139,7 @@ impl<M: Maps> Loop<M> {
                 tracing::debug!(services, writes, "synced");
                 self.next_sync = None;
                 self.retry = self.timing.retry_min;
+                self.schedule();
             }
             Err(error) => {
                 tracing::warn!(retry_in = ?self.retry, "sync incomplete, the maps keep what they had: {error}");

@@ -4,7 +4,7 @@
 
 mod agent_process;
 
-use std::{fs, time::Instant};
+use std::{fs, hint::black_box, net::Ipv4Addr, time::Instant};
 
 use anyhow::{Context as _, Result, ensure};
 use clap::Parser;
@@ -16,11 +16,13 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use lb_agent::{
+    desired::maglev::{self, TableSize},
     maps::bpf::BpfMaps,
-    model::node::NodeAddresses,
+    model::{backend::BackendAddress, node::NodeAddresses},
     reconcile::{ReconcileConfig, Reconciler, SyncOutcome},
     source::{Change, Kind, Object},
 };
+use lb_common::{family::Protocol, id::BackendId};
 use lb_tests::{
     bench::{
         Output,
@@ -55,6 +57,7 @@ fn main() -> Result<()> {
         rows.extend(agent_process::measure(services, services_per_file)?);
     }
     rows.extend(in_process(services)?);
+    rows.push(tables()?);
     output.publish(&rows)
 }
 
@@ -85,6 +88,25 @@ fn in_process(services: usize) -> Result<Vec<Row>> {
         2000.0,
     ));
     Ok(rows)
+}
+
+/// One Maglev table of the default size for a hundred backends.
+fn tables() -> Result<Row> {
+    let size = TableSize::default();
+    let address = |index| BackendAddress {
+        addr: Ipv4Addr::from_bits(0x0af4_0000 + index).into(),
+        port: 8080,
+        protocol: Protocol::TCP,
+    };
+    let backends: Vec<_> = (1..=100).map(|index| (address(index), BackendId(index))).collect();
+    let mut samples = Vec::new();
+    for _ in 0..CHANGES {
+        let started = Instant::now();
+        let table = maglev::build(black_box(backends.clone()), size);
+        samples.push(milliseconds(started));
+        ensure!(black_box(table).len() == size.get() as usize, "a table of another size");
+    }
+    Ok(row(format!("build a Maglev table, {size} slots, 100 backends"), "ms", samples, 5.0))
 }
 
 /// Everything is delivered, converted and written; in milliseconds. The objects are made while the clock stands.
