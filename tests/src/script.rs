@@ -283,6 +283,9 @@ impl Run {
                         replay.inconsistencies()
                     );
                 }
+                if self.reconciler()?.needs_sync() {
+                    continue;
+                }
                 ensure!(!self.reconciler()?.verify()?, "the mirror differs from the maps");
                 return Ok(self.reconciler()?.maps().writes.len() - before);
             }
