@@ -21,6 +21,7 @@ use crate::{
     datapath::{
         attach::AttachMode,
         devices::{NodePortAddresses, Patterns},
+        xdp::XdpMode,
     },
     desired::maglev::TableSize,
     model::service::Algorithm,
@@ -159,6 +160,8 @@ pub struct Config {
     pub patterns: Patterns,
     /// tcx or clsact.
     pub attach: AttachMode,
+    /// Where XDP is used.
+    pub xdp: XdpMode,
     /// Attach the socket programs.
     pub socket_lb: bool,
     /// Algorithm of Services that name none.

@@ -34,6 +34,9 @@ pub struct DeviceFlags(pub u32);
 impl DeviceFlags {
     /// No Ethernet header: packets begin with the IP header (WireGuard, ipip, tun).
     pub const L3: Self = Self(1);
+    /// Sends frames that an XDP program gives it (`XDP_REDIRECT`): our own runs there in the driver, and with it the
+    /// queues for such frames.
+    pub const XDP: Self = Self(2);
 }
 
 /// Value of `DEVICES` under the device's ifindex (u32).

@@ -29,5 +29,7 @@ pub const FEATURES: &str = "FEATURES";
 pub const FEATURE_SET_RETVAL: u32 = 1;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` exists (Linux 6.16): keeps `CHECKSUM_COMPLETE` right on IPv6.
 pub const FEATURE_CSUM_IPV6: u32 = 2;
+/// XDP programs may see packets of several buffers (Linux 5.18).
+pub const FEATURE_XDP_FRAGS: u32 = 4;
 
 const _: () = assert!(size_of::<Settings>() == 16);

@@ -66,6 +66,8 @@ verdicts! {
     RefusalFailed = 14, "drop-refusal-failed";
     /// Drop: the kernel refused to rewrite the packet.
     RewriteFailed = 15, "drop-rewrite-failed";
+    /// Left by XDP, as it came, to the tc program of the same device, which decides and counts it too.
+    HandedOn = 16, "handed-on";
 }
 
 impl Verdict {
@@ -75,7 +77,7 @@ impl Verdict {
     /// True for verdicts after which the packet is gone.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
-        self as u32 >= Self::PolicyLocal as u32
+        self as u32 >= Self::PolicyLocal as u32 && !matches!(self, Self::HandedOn)
     }
 }
 

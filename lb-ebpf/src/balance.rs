@@ -73,7 +73,8 @@ impl Hook {
 pub struct Work<F: Balanced> {
     /// The packet's headers.
     pub headers: Headers<F>,
-    way: Way,
+    /// Where it was sent, if it was.
+    pub way: Way,
     choice: Choice<F>,
     chosen: Chosen<F>,
     opening: Opening<F>,
@@ -112,8 +113,11 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
         Some(verdict) => verdict,
         None => Verdict::NotOurs,
     };
-    if verdict == Verdict::NotOurs {
-        count_verdict(verdict, bytes);
+    if matches!(verdict, Verdict::NotOurs | Verdict::HandedOn) {
+        // What goes on to tc as it came is tc's to count.
+        if !P::HANDS_ON || verdict == Verdict::HandedOn {
+            count_verdict(verdict, bytes);
+        }
     } else {
         count(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
     }
@@ -221,7 +225,7 @@ fn sent<F: Balanced, P: Packet>(
     way: &mut Way,
 ) -> Verdict {
     if headers.ttl <= 1 {
-        return Verdict::TtlExceeded;
+        return if P::HANDS_ON { Verdict::HandedOn } else { Verdict::TtlExceeded };
     }
     match nat::rewrite(packet, headers, to, Hop::Yes) {
         Ok(()) => forward::send(packet, way),
@@ -337,6 +341,9 @@ fn is_node_address<F: Balanced>(addr: F::Addr) -> bool {
 fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: Empty, hook: Hook) -> Verdict {
     if empty == Empty::Drop {
         return Verdict::PolicyLocal;
+    }
+    if P::HANDS_ON {
+        return Verdict::HandedOn;
     }
     let back = if hook.is_ingress() { Back::Device } else { Back::Socket };
     reject::refuse(packet, &work.headers, &mut work.answer, back)

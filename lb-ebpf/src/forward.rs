@@ -2,20 +2,22 @@
 //!
 //! A packet whose source became a node address cannot go up the stack: it would be dropped as a martian. The kernel
 //! resolves the neighbour (`bpf_redirect_neigh`, Linux 5.10), so a next hop that is not yet known works too, as do
-//! devices without link-layer addresses.
+//! devices without link-layer addresses. In XDP nobody resolves anything: a way that has no neighbour yet, is too
+//! narrow, or leads to a device that takes no frames from XDP is left to tc.
 
-use aya_ebpf::{
-    bindings::{bpf_fib_lookup as FibParams, bpf_redir_neigh},
-    helpers::bpf_fib_lookup,
-};
+use aya_ebpf::{bindings::bpf_fib_lookup as FibParams, helpers::bpf_fib_lookup};
 use lb_common::{
-    device::{DeviceRole, DeviceValue},
+    device::{DeviceFlags, DeviceRole, DeviceValue},
     family::{Address as _, V4, V6},
     flow::Tuple,
     verdict::{DropReason, Verdict},
 };
 
-use crate::{maps::DEVICES, nat::FamilyRewrite, packet::Packet};
+use crate::{
+    maps::DEVICES,
+    nat::FamilyRewrite,
+    packet::{NextHop, Packet},
+};
 
 /// Results of `bpf_fib_lookup` (`BPF_FIB_LKUP_RET_…`).
 const SUCCESS: i64 = 0;
@@ -59,7 +61,7 @@ pub enum Route {
 #[repr(C)]
 pub struct Way {
     params: FibParams,
-    next_hop: bpf_redir_neigh,
+    next_hop: NextHop,
 }
 
 impl Way {
@@ -82,6 +84,12 @@ impl Way {
         unsafe { DEVICES.get(self.params.ifindex) }
     }
 
+    /// True if the device sends frames that an XDP program of `from` gives it.
+    #[inline(always)]
+    fn takes_frames(&self, from: u32) -> bool {
+        self.ifindex() == from || self.device().is_some_and(|device| device.flags.has(DeviceFlags::XDP))
+    }
+
     /// True if the device leads to a pod of this node.
     #[inline(always)]
     pub fn leads_to_workload(&self) -> bool {
@@ -100,10 +108,18 @@ pub fn route<F: FamilyRoute, P: Packet>(
     way.params = unsafe { core::mem::zeroed() };
     way.params.family = F::ADDRESS_FAMILY;
     way.params.ifindex = packet.ifindex();
+    way.params.__bindgen_anon_1.tot_len = packet.fib_len();
     F::set(&mut way.params, tuple);
     let len = size_of::<FibParams>() as i32;
     // SAFETY: valid context; `params` is initialised and `len` bytes long.
     let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, len, 0) };
+    if P::HANDS_ON {
+        return match result {
+            SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),
+            NOT_FORWARDED => Ok(Route::Local),
+            _ => Err(Verdict::HandedOn),
+        };
+    }
     match result {
         SUCCESS | NO_NEIGHBOUR => Ok(Route::Via),
         NOT_FORWARDED => Ok(Route::Local),
@@ -116,10 +132,12 @@ pub fn route<F: FamilyRoute, P: Packet>(
 /// place.
 #[inline(always)]
 pub fn send<P: Packet>(packet: &mut P, way: &mut Way) -> Verdict {
-    way.next_hop.nh_family = way.params.family as u32;
+    way.next_hop.ifindex = way.params.ifindex;
+    way.next_hop.macs = [way.params.dmac, way.params.smac];
+    way.next_hop.neighbour.nh_family = way.params.family as u32;
     // SAFETY: every member of both unions is plain integers.
-    way.next_hop.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };
-    match packet.send(way.params.ifindex, &mut way.next_hop) {
+    way.next_hop.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };
+    match packet.send(&mut way.next_hop) {
         Ok(()) => Verdict::Redirected,
         Err(_) => Verdict::NoRoute,
     }

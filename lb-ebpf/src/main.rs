@@ -22,9 +22,10 @@ mod service_cidr;
 mod socket;
 
 use aya_ebpf::{
-    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC},
-    macros::{cgroup_sock_addr, classifier},
-    programs::{SockAddrContext, TcContext},
+    bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
+    helpers::bpf_redirect,
+    macros::{cgroup_sock_addr, classifier, xdp},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 use lb_common::{
     family::{Family as _, V4, V6},
@@ -33,7 +34,7 @@ use lb_common::{
 
 use crate::{
     balance::{Balanced, Hook, Work, balance, open},
-    packet::{Opens, Packet as _, TcPacket},
+    packet::{Opens, Packet as _, TcPacket, XdpPacket},
     parse::{ETHERNET_LEN, parse, parse_link},
     socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},
 };
@@ -83,6 +84,7 @@ fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
         Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
         _ => None,
     };
+    let verdict = verdict.map(|(verdict, _)| verdict);
     #[cfg(feature = "log")]
     log(&packet, verdict);
     action(verdict)
@@ -99,13 +101,43 @@ fn log(packet: &TcPacket, verdict: Option<Verdict>) {
     }
 }
 
-/// A packet of family `F`; `None` if it is nothing we know.
+/// A packet of family `F`: the verdict and the device it was sent to, if it was; `None` if it is nothing we know.
 #[inline(always)]
-fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<Verdict> {
+fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<(Verdict, u32)> {
     let work = Work::<F>::new()?;
     work.headers.l3 = l3;
     parse::<F, P>(packet, &mut work.headers)?;
-    Some(balance(packet, work, hook))
+    Some((balance(packet, work, hook), work.way.ifindex()))
+}
+
+/// From the network, before the kernel makes a socket buffer: what [`tc_uplink_ingress`] does, or nothing at all.
+#[xdp]
+pub fn xdp_uplink(context: XdpContext) -> u32 {
+    divert(context)
+}
+
+/// [`xdp_uplink`] for packets of several buffers (Linux 5.18).
+#[xdp(frags)]
+pub fn xdp_uplink_frags(context: XdpContext) -> u32 {
+    divert(context)
+}
+
+#[inline(always)]
+fn divert(context: XdpContext) -> u32 {
+    let mut packet = XdpPacket::new(context);
+    let hook = Hook::UplinkIngress;
+    let decided = match parse_link(&packet, ETHERNET_LEN) {
+        Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),
+        Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
+        _ => None,
+    };
+    match decided {
+        Some((Verdict::Redirected, to)) if to == packet.ifindex() => xdp_action::XDP_TX,
+        // SAFETY: no pointers.
+        Some((Verdict::Redirected, to)) => unsafe { bpf_redirect(to, 0) as u32 },
+        Some((verdict, _)) if verdict.is_drop() => xdp_action::XDP_DROP,
+        _ => xdp_action::XDP_PASS,
+    }
 }
 
 /// [`open`] for IPv4 packets at tc hooks.
@@ -133,6 +165,34 @@ impl Opens<V6> for TcPacket {
     #[inline(always)]
     fn open(&mut self, hook: u32) -> u32 {
         tc_open6(self.skb(), hook)
+    }
+}
+
+/// [`open`] for IPv4 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_open4(context: *mut xdp_md, hook: u32) -> u32 {
+    open::<V4, _>(&mut XdpPacket::new(XdpContext::new(context)), hook)
+}
+
+/// [`open`] for IPv6 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_open6(context: *mut xdp_md, hook: u32) -> u32 {
+    open::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)), hook)
+}
+
+impl Opens<V4> for XdpPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        xdp_open4(self.md(), hook)
+    }
+}
+
+impl Opens<V6> for XdpPacket {
+    #[inline(always)]
+    fn open(&mut self, hook: u32) -> u32 {
+        xdp_open6(self.md(), hook)
     }
 }
 

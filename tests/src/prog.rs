@@ -5,6 +5,7 @@
 //! with the thread.
 
 use std::{
+    cell::Cell,
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
@@ -14,7 +15,7 @@ use std::{
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier},
+    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use lb_agent::{
     desired::maglev::{self, TableSize},
@@ -57,6 +58,9 @@ pub const TC_PROGRAMS: [&str; 6] = [
     "tc_l3_ingress",
     "tc_l3_egress",
 ];
+
+/// The XDP programs.
+pub const XDP_PROGRAMS: [&str; 2] = ["xdp_uplink", "xdp_uplink_frags"];
 
 /// The socket programs.
 pub const SOCKET_PROGRAMS: [&str; 8] = [
@@ -178,14 +182,36 @@ route add unreachable 10.244.9.0/24
 route add unreachable fd00:244:9::/64
 ";
 
+thread_local! {
+    static XDP: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `case` with nodes whose uplinks have the XDP program before the tc program, as devices do whose driver can.
+pub fn through_xdp(case: impl FnOnce()) {
+    XDP.set(true);
+    case();
+}
+
+/// `XDP_DROP`.
+pub const XDP_DROP: u32 = 1;
+/// `XDP_PASS`.
+pub const XDP_PASS: u32 = 2;
+/// `XDP_TX`.
+pub const XDP_TX: u32 = 3;
+/// `XDP_REDIRECT`.
+pub const XDP_REDIRECT: u32 = 4;
+
 /// A node with the datapath loaded.
 pub struct Node {
     ebpf: Ebpf,
     devices: [u32; 3],
+    /// The uplink has the XDP program too.
+    xdp: bool,
 }
 
 impl Node {
-    /// A node in a network namespace of its own, every program verified by this kernel.
+    /// A node in a network namespace of its own. Programs are loaded when they are first run: the verifier takes a
+    /// good part of a second for each.
     pub fn start() -> Self {
         Self::start_with(None)
     }
@@ -204,7 +230,7 @@ impl Node {
         for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{family}"), "1").expect("turn on forwarding");
         }
-        let mut node = Self { ebpf: load(snat_ports), devices: DEVICES.map(ifindex) };
+        let mut node = Self { ebpf: create(snat_ports), devices: DEVICES.map(ifindex), xdp: XDP.get() };
         let [uplink, pod, narrow] = node.devices;
         node.device(uplink, DeviceRole::UPLINK, V4::NODE, V6::NODE);
         node.device(pod, DeviceRole::WORKLOAD, V4::NODE, V6::NODE);
@@ -214,14 +240,11 @@ impl Node {
         node
     }
 
-    /// Loads what no packet can be run through here: the programs of devices without link-layer header, for
-    /// `BPF_PROG_TEST_RUN` always has one, and those of the socket hooks, which it does not know.
-    pub fn load_the_rest(&mut self) {
-        for name in &TC_PROGRAMS[4..] {
-            let program: &mut SchedClassifier =
-                self.ebpf.program_mut(name).expect(name).try_into().expect(name);
-            patiently(name, || program.load());
-        }
+    /// Loads every program, also those that no packet can be run through here: `BPF_PROG_TEST_RUN` always has a
+    /// link-layer header, and does not know socket hooks.
+    pub fn load_every_program(&mut self) {
+        TC_PROGRAMS.into_iter().for_each(|name| drop(self.tc_program(name)));
+        XDP_PROGRAMS.into_iter().for_each(|name| drop(self.xdp_program(name)));
         for name in SOCKET_PROGRAMS {
             let program: &mut CgroupSockAddr =
                 self.ebpf.program_mut(name).expect(name).try_into().expect(name);
@@ -229,9 +252,32 @@ impl Node {
         }
     }
 
+    fn tc_program(&mut self, name: &str) -> &mut SchedClassifier {
+        let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+        if program.fd().is_err() {
+            patiently(name, || program.load());
+        }
+        program
+    }
+
+    fn xdp_program(&mut self, name: &str) -> &mut Xdp {
+        let program: &mut Xdp = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
+        if program.fd().is_err() {
+            patiently(name, || program.load());
+        }
+        program
+    }
+
     /// ifindex of the uplink.
     pub fn uplink(&self) -> u32 {
         self.devices[0]
+    }
+
+    /// Lets the narrow uplink send frames that XDP gives it.
+    pub fn let_narrow_take_frames(&mut self) {
+        let narrow = self.devices[2];
+        let value: DeviceValue = self.hash("DEVICES").get(&narrow, 0).unwrap();
+        self.hash("DEVICES").insert(narrow, DeviceValue { flags: DeviceFlags::XDP, ..value }, 0).unwrap();
     }
 
     /// Describes a device to the programs.
@@ -255,8 +301,42 @@ impl Node {
         self.hash(&name::<F>("NODE_ADDRESSES")).insert(key, value, 0).unwrap();
     }
 
-    /// Runs a hook's program on a packet.
+    /// Runs what a device has at a hook on a packet. Where XDP is in use: first the XDP program, then, if that leaves
+    /// the packet alone, the tc program. What XDP has translated tc leaves as it is (`xdp.rs` proves that).
     pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Ran {
+        if self.xdp && matches!(hook, Hook::FromNetwork) {
+            let ran = self.run_xdp(packet);
+            match ran.code {
+                XDP_PASS if ran.packet == packet => {}
+                XDP_PASS => return Ran { code: UNSPEC, ..ran },
+                XDP_TX | XDP_REDIRECT => return Ran { code: REDIRECT, ..ran },
+                XDP_DROP => return Ran { code: SHOT, ..ran },
+                other => panic!("XDP action {other}"),
+            }
+        }
+        self.run_tc(hook, packet)
+    }
+
+    /// Runs the XDP program alone; its action and the packet afterwards.
+    pub fn run_xdp(&mut self, packet: &[u8]) -> Ran {
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context = [0, packet.len() as u32, 0, self.uplink(), 0, 0];
+        let context: &[u8] = bytemuck::cast_slice(&context);
+        let program = self.xdp_program("xdp_uplink_frags");
+        let mut out = vec![0; packet.len() + 256];
+        let options = TestRunOptions {
+            data_in: Some(packet),
+            data_out: Some(&mut out),
+            ctx_in: Some(context),
+            ..TestRunOptions::new()
+        };
+        let result = program.test_run(options).expect("BPF_PROG_TEST_RUN");
+        out.truncate(result.data_size_out as usize);
+        Ran { code: result.return_value, packet: out }
+    }
+
+    /// Runs a tc program alone.
+    pub fn run_tc(&mut self, hook: Hook, packet: &[u8]) -> Ran {
         let [uplink, pod, _] = self.devices;
         let (name, ifindex) = match hook {
             Hook::FromNetwork => ("tc_uplink_ingress", uplink),
@@ -264,7 +344,7 @@ impl Node {
             Hook::FromPod => ("tc_workload_ingress", pod),
             Hook::ToPod => ("tc_workload_egress", pod),
         };
-        let program: &mut SchedClassifier = self.ebpf.program_mut(name).unwrap().try_into().unwrap();
+        let program = self.tc_program(name);
         // `struct __sk_buff`: ifindex is its eleventh word. Everything else must be zero on the way in.
         let mut context = [0u8; 192];
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
@@ -284,8 +364,16 @@ impl Node {
         self.ebpf.map_mut(name).expect(name).try_into().expect(name)
     }
 
-    /// Verdicts counted since the node was started: (packets, bytes) of those that are not zero.
+    /// Verdicts counted since the node was started: (packets, bytes) of those that are not zero. What XDP handed on is
+    /// not among them: tc has counted it as what it is.
     pub fn verdicts(&self) -> BTreeMap<Verdict, (u64, u64)> {
+        let mut counted = self.all_verdicts();
+        counted.remove(&Verdict::HandedOn);
+        counted
+    }
+
+    /// The same with what XDP handed on.
+    pub fn all_verdicts(&self) -> BTreeMap<Verdict, (u64, u64)> {
         let map = self.ebpf.map("COUNTERS").unwrap();
         let counters: PerCpuArray<&MapData, VerdictCounter> = map.try_into().unwrap();
         let sum = |verdict: &Verdict| {
@@ -570,24 +658,20 @@ pub fn ip(batch: &str) {
     assert!(output.status.success(), "ip -batch: {}", String::from_utf8_lossy(&output.stderr));
 }
 
-/// Loads the object with every program verified by this kernel.
-fn load(snat_ports: Option<u32>) -> Ebpf {
+/// Creates the object's maps.
+fn create(snat_ports: Option<u32>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     for spec in MAPS {
         if spec.max_entries > ENTRIES_MAX && spec.map_type != MapType::RingBuf {
             loader.map_max_entries(spec.name, ENTRIES_MAX);
         }
     }
-    loader.override_global(settings::FEATURES, &settings::FEATURE_SET_RETVAL, true);
+    let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
+    loader.override_global(settings::FEATURES, &features, true);
     if let Some(count) = &snat_ports {
         loader.override_global(settings::SNAT_PORT_COUNT, count, true);
     }
-    let mut ebpf = loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)");
-    for name in &TC_PROGRAMS[..4] {
-        let program: &mut SchedClassifier = ebpf.program_mut(name).expect(name).try_into().expect(name);
-        patiently(name, || program.load());
-    }
-    ebpf
+    loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
 }
 
 /// Loads a program again when the kernel broke off verification for a signal (EAGAIN), as libbpf does.

@@ -27,6 +27,7 @@ use lb_agent::datapath::{
     follow::{FollowConfig, Follower},
     load::{self, LoadConfig, LoadError},
     pins::PinsError,
+    xdp::{XdpMode, XdpPlace},
 };
 use lb_agent::model::node::NodeAddresses;
 use lb_common::device::DeviceRole;
@@ -126,6 +127,14 @@ fn tcx_programs(ifindex: u32) -> [Vec<u32>; 2] {
     [AttachType::TCX_INGRESS, AttachType::TCX_EGRESS].map(|hook| {
         bpf::query_device(ifindex, hook).unwrap().into_iter().map(|(program, _)| program).collect()
     })
+}
+
+/// Mode (1: in the driver, 2: in the receive path) and id of a device's XDP program.
+fn xdp_program(device: &str) -> Option<(u64, u64)> {
+    let output = Command::new("ip").args(["-j", "link", "show", device]).output().unwrap().stdout;
+    let links: serde_json::Value = serde_json::from_slice(&output).unwrap();
+    let xdp = links[0].get("xdp")?;
+    Some((xdp["mode"].as_u64()?, xdp["prog"]["id"].as_u64()?))
 }
 
 /// Filters on both clsact hooks, and whether there is a clsact qdisc.
@@ -280,6 +289,93 @@ fn detaching_a_device_removes_both_programs_and_both_pins() {
         agent.detach_device(device).unwrap();
         assert_eq!(tcx_programs(device).map(|found| found.len()), [0, 0]);
         assert_eq!(agent.pinned_devices(), Vec::<u32>::new());
+    });
+}
+
+impl Node {
+    /// An agent that brings an uplink in line with `mode`, and what it says of it.
+    fn xdp_agent(&self, mode: XdpMode, device: u32, name: &str) -> (Attacher, XdpPlace, String) {
+        let mut agent = self.agent(AttachMode::Auto).with_xdp(mode);
+        agent.attach_device(device, name, DeviceRole::UPLINK).unwrap();
+        agent.attach_xdp(device, DeviceRole::UPLINK, "veth").unwrap();
+        let state = agent.attachments().next().unwrap().xdp.clone();
+        (agent, state.place, state.reason)
+    }
+}
+
+#[test]
+fn an_xdp_link_survives_the_agent_and_is_replaced_in_place() {
+    isolated(|node| {
+        let device = add_veth("up0");
+        let (first, place, reason) = node.xdp_agent(XdpMode::Native, device, "up0");
+        assert_eq!((place, reason.as_str()), (XdpPlace::Native, "--xdp native"));
+        let (mode, before) = xdp_program("up0").expect("attached");
+        assert_eq!(mode, 1);
+        drop(first);
+        assert_eq!(xdp_program("up0"), Some((1, before)), "an agent that ends changes nothing");
+        let (second, place, _) = node.xdp_agent(XdpMode::Native, device, "up0");
+        assert_eq!(place, XdpPlace::Native);
+        let (mode, after) = xdp_program("up0").expect("attached");
+        assert!(mode == 1 && after != before, "another program in the same place");
+        assert_eq!(tcx_programs(device).map(|found| found.len()), [1, 1], "tc stays");
+        drop(second);
+        let cleaned = node.cleanup();
+        assert_eq!(cleaned.failed, Vec::<String>::new());
+        assert!(
+            cleaned.removed.contains(&format!("link xdp-{device}-native on up0")),
+            "{:?}",
+            cleaned.removed
+        );
+        assert_eq!(xdp_program("up0"), None);
+    });
+}
+
+#[test]
+fn an_xdp_link_of_another_version_is_taken_over() {
+    isolated(|node| {
+        let device = add_veth("up0");
+        drop(node.xdp_agent(XdpMode::Native, device, "up0"));
+        let before = xdp_program("up0").expect("attached");
+        let links = node.pin_dir().join(lb_common::ABI_VERSION.to_string()).join("links");
+        let theirs = node.pin_dir().join("0/links");
+        fs::create_dir_all(&theirs).unwrap();
+        let name = format!("xdp-{device}-native");
+        fs::rename(links.join(&name), theirs.join(&name)).unwrap();
+        let (_agent, place, _) = node.xdp_agent(XdpMode::Native, device, "up0");
+        assert_eq!(place, XdpPlace::Native);
+        assert_ne!(xdp_program("up0").expect("attached"), before);
+        assert!(links.join(&name).exists() && !theirs.join(&name).exists());
+    });
+}
+
+#[test]
+fn the_place_of_xdp_follows_the_mode_and_a_busy_device_works_by_tc() {
+    isolated(|node| {
+        let device = add_veth("up0");
+        drop(node.xdp_agent(XdpMode::Native, device, "up0"));
+        drop(node.xdp_agent(XdpMode::Generic, device, "up0"));
+        assert_eq!(xdp_program("up0").map(|(mode, _)| mode), Some(2));
+        let (agent, place, reason) = node.xdp_agent(XdpMode::Auto, device, "up0");
+        assert!(place == XdpPlace::Off && reason.contains("veth"), "{reason}");
+        assert_eq!(xdp_program("up0"), None);
+        drop(agent);
+
+        let pin = node.bpffs.path().join("another");
+        let probe = bpf::load_program(6, AttachType::XDP, &[0x2_0000_00b7, 0x95]).unwrap();
+        bpf::pin(bpf::link_xdp(probe.as_fd(), device, 4).unwrap().as_fd(), &pin).unwrap();
+        let (_agent, place, reason) = node.xdp_agent(XdpMode::Native, device, "up0");
+        assert!(place == XdpPlace::Off && reason.contains("refused"), "{reason}");
+        assert_eq!(tcx_programs(device).map(|found| found.len()), [1, 1], "by tc");
+    });
+}
+
+#[test]
+fn a_device_that_is_forgotten_loses_xdp_too() {
+    isolated(|node| {
+        let device = add_veth("up0");
+        let (mut agent, ..) = node.xdp_agent(XdpMode::Native, device, "up0");
+        agent.detach_device(device).unwrap();
+        assert_eq!((xdp_program("up0"), agent.pinned_devices()), (None, vec![]));
     });
 }
 

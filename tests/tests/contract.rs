@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use aya_obj::{Object, ProgramSection};
 use lb_common::{maps::MAPS, settings};
-use lb_tests::prog::{SOCKET_PROGRAMS, TC_PROGRAMS};
+use lb_tests::prog::{SOCKET_PROGRAMS, TC_PROGRAMS, XDP_PROGRAMS};
 
 fn object() -> Object {
     Object::parse(lb_agent::datapath::OBJECT).expect("a BPF object")
@@ -49,10 +49,16 @@ fn every_map_has_btf() {
 fn every_program_is_there_and_no_other() {
     let object = object();
     let programs: BTreeSet<&str> = object.programs.keys().map(String::as_str).collect();
-    let expected: BTreeSet<&str> = TC_PROGRAMS.into_iter().chain(SOCKET_PROGRAMS).collect();
+    let expected: BTreeSet<&str> =
+        TC_PROGRAMS.into_iter().chain(XDP_PROGRAMS).chain(SOCKET_PROGRAMS).collect();
     assert_eq!(programs, expected);
     for name in TC_PROGRAMS {
         assert!(matches!(object.programs[name].section, ProgramSection::SchedClassifier), "{name}");
+    }
+    for name in XDP_PROGRAMS {
+        let frags = name.ends_with("frags");
+        let section = &object.programs[name].section;
+        assert!(matches!(section, ProgramSection::Xdp { frags: found, .. } if *found == frags), "{name}");
     }
     for name in SOCKET_PROGRAMS {
         assert!(matches!(object.programs[name].section, ProgramSection::CgroupSockAddr { .. }), "{name}");

@@ -20,23 +20,43 @@ use lb_common::{
 };
 use lb_tests::{
     packet::{self, ACK, FIN, Packet, RST, SYN, SYN_ACK, Tcp, Transport, Unreachable},
-    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC},
+    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, through_xdp},
 };
 
-/// Makes one test per family of each generic function.
+/// Makes one test per family of each generic function; of those before the semicolon two: they concern what comes
+/// from the network, which XDP sees before tc where the driver can.
 macro_rules! both_families {
-    ($($name:ident)+) => {$(
-        mod $name {
-            #[test]
-            fn ipv4() {
-                super::cases4::$name();
+    ($($xdp:ident)+; $($name:ident)+) => {
+        $(
+            mod $xdp {
+                both_families!(@tests $xdp);
+
+                #[test]
+                fn ipv4_xdp() {
+                    super::through_xdp(super::cases4::$xdp);
+                }
+                #[test]
+                fn ipv6_xdp() {
+                    super::through_xdp(super::cases6::$xdp);
+                }
             }
-            #[test]
-            fn ipv6() {
-                super::cases6::$name();
+        )+
+        $(
+            mod $name {
+                both_families!(@tests $name);
             }
+        )+
+    };
+    (@tests $name:ident) => {
+        #[test]
+        fn ipv4() {
+            super::cases4::$name();
         }
-    )+};
+        #[test]
+        fn ipv6() {
+            super::cases6::$name();
+        }
+    };
 }
 
 const CLIENT_PORT: u16 = 40_000;
@@ -750,7 +770,6 @@ both_families! {
     an_outside_client_reaches_a_local_pod
     an_outside_client_reaches_a_remote_pod
     a_pod_reaches_a_remote_pod
-    a_pod_reaches_itself
     a_pod_of_this_node_is_known_by_its_device
     the_node_itself_is_reached_through_the_stack
     udp_is_translated_both_ways
@@ -760,7 +779,6 @@ both_families! {
     a_service_cidr_refuses_nothing_else
     a_service_cidr_leaves_connections_alone
     a_reset_is_never_answered
-    udp_without_a_backend_is_told_port_unreachable
     an_answer_that_cannot_be_built_is_a_drop
     a_packet_that_cannot_be_rewritten_is_a_drop
     policy_local_without_a_local_backend_is_silent
@@ -783,6 +801,9 @@ both_families! {
     vlan_tags_and_longer_headers_are_understood
     fragments_follow_the_first
     events_tell_what_was_asked_for
+    ;
+    a_pod_reaches_itself
+    udp_without_a_backend_is_told_port_unreachable
 }
 
 /// IPv4 only: UDP may go without a checksum (RFC 768), and then still does.
@@ -801,5 +822,5 @@ fn a_udp_checksum_of_zero_stays_zero() {
 
 #[test]
 fn every_program_passes_the_verifier() {
-    Node::start().load_the_rest();
+    Node::start().load_every_program();
 }

@@ -2,7 +2,7 @@
 #![allow(clippy::allow_attributes, clippy::expect_used, reason = "tests")]
 
 use lb_tests::{
-    prog::{SOCKET_PROGRAMS, TC_PROGRAMS},
+    prog::{SOCKET_PROGRAMS, TC_PROGRAMS, XDP_PROGRAMS},
     vm,
 };
 
@@ -10,7 +10,7 @@ use lb_tests::{
 fn every_program_passes_the_verifier_of_linux_6_1() {
     let said = vm::run_on_6_1("load-programs").expect("a VM that runs the loader");
     assert!(said.contains("kernel 6.1."), "{said}");
-    for name in TC_PROGRAMS.into_iter().chain(SOCKET_PROGRAMS) {
+    for name in TC_PROGRAMS.into_iter().chain(XDP_PROGRAMS).chain(SOCKET_PROGRAMS) {
         assert!(said.lines().any(|line| line.trim().starts_with(&format!("{name} ok"))), "{name}: {said}");
     }
 }

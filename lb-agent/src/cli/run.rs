@@ -33,6 +33,7 @@ use crate::{
         devices::{NodePortAddresses, Patterns},
         follow::{FollowConfig, Follower},
         load::{self, LoadConfig},
+        xdp::XdpMode,
     },
     desired::maglev::TableSize,
     maps::bpf::BpfMaps,
@@ -88,6 +89,11 @@ pub(super) struct RunArgs {
     /// How tc programs are attached: tcx links (Linux 6.6), filters of a clsact qdisc, or auto: tcx where possible.
     #[arg(long, default_value = "auto", value_name = "auto|tcx|clsact")]
     attach: AttachMode,
+    /// Where the XDP program runs before the tc program of an uplink: in the driver (native), in the kernel's receive
+    /// path (generic), nowhere (off), or auto: in the driver of physical devices and bonds that can. `lb-agent status`
+    /// says what each device got, and why.
+    #[arg(long, default_value = "auto", value_name = "auto|native|generic|off")]
+    xdp: XdpMode,
     /// Attach the socket programs. With `false` every packet is translated on its way instead, which costs more.
     #[arg(long, default_value_t = true, action = ArgAction::Set, value_name = "BOOL")]
     socket_lb: bool,
@@ -207,6 +213,7 @@ impl RunArgs {
             run_dir: self.dirs.run_dir,
             patterns: Patterns { uplink: self.uplink, workload: self.workload, overlay: self.overlay },
             attach: self.attach,
+            xdp: self.xdp,
             socket_lb: self.socket_lb,
             algorithm: self.algorithm,
             table_size: self.maglev_table_size,
@@ -277,7 +284,7 @@ impl Agent {
         if load::forward_log(&mut datapath.ebpf)? {
             tracing::info!("the datapath's development log is on");
         }
-        let attacher = Arc::new(Mutex::new(Attacher::new(datapath, config.attach)));
+        let attacher = Arc::new(Mutex::new(Attacher::new(datapath, config.attach).with_xdp(config.xdp)));
         let follow = FollowConfig {
             patterns: config.patterns.clone(),
             nodeport_addresses: config.nodeport_addresses.clone(),

@@ -24,9 +24,14 @@ pub(super) async fn show(args: &ListArgs) -> anyhow::Result<()> {
             attachment.role,
             mechanism.to_owned(),
             attachment.reason,
+            attachment.xdp.place.name().to_owned(),
+            attachment.xdp.reason,
         ]
     });
-    println!("\n{}", table(&["DEVICE", "IFINDEX", "ROLE", "ATTACHED BY", "BECAUSE"], attachments));
+    println!(
+        "\n{}",
+        table(&["DEVICE", "IFINDEX", "ROLE", "ATTACHED BY", "BECAUSE", "XDP", "BECAUSE"], attachments)
+    );
     let fill = status.maps.into_iter().map(|map| {
         let percent = map.entries as f64 * 100.0 / f64::from(map.max.max(1));
         vec![map.name, map.entries.to_string(), map.max.to_string(), format!("{percent:.1} %")]

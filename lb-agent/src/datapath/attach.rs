@@ -7,6 +7,7 @@
 //! | hook | held by | found again by | replaced by |
 //! |---|---|---|---|
 //! | cgroup | link, pinned | pin, checked against the cgroup's id | BPF_LINK_UPDATE |
+//! | device, XDP | link, pinned ([`super::xdp`]) | pin, by the device being busy | BPF_LINK_UPDATE |
 //! | device, Linux ≥ 6.6 | tcx link, pinned | pin, checked against the ifindex | BPF_LINK_UPDATE |
 //! | device, before | filter of a clsact qdisc | priority and handle, fixed | RTM_NEWTFILTER without NLM_F_CREATE |
 
@@ -21,7 +22,7 @@ use std::{
 };
 
 use aya::programs::{
-    Program, ProgramError, SchedClassifier, TcAttachType,
+    Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
 use lb_common::device::DeviceRole;
@@ -31,8 +32,9 @@ use thiserror::Error;
 use super::{
     bpf::{self, AttachType, LinkTarget},
     kernel::Release,
-    load::{Datapath, LoadError},
+    load::{self, Datapath, LoadError},
     pins::{self, Pins},
+    xdp::{self, XdpMode, XdpState},
 };
 
 /// The socket programs and their hooks.
@@ -193,6 +195,9 @@ pub struct Attachment {
     pub mechanism: Mechanism,
     /// Why this mechanism.
     pub reason: String,
+    /// Whether XDP sees packets before them.
+    #[serde(default)]
+    pub xdp: XdpState,
 }
 
 /// The loaded programs and what they are attached to.
@@ -200,6 +205,7 @@ pub struct Attachment {
 pub struct Attacher {
     datapath: Datapath,
     mode: AttachMode,
+    xdp: XdpMode,
     attachments: BTreeMap<u32, Attachment>,
     failures: Vec<String>,
 }
@@ -207,7 +213,14 @@ pub struct Attacher {
 impl Attacher {
     /// For the programs of `datapath`.
     pub fn new(datapath: Datapath, mode: AttachMode) -> Self {
-        Self { datapath, mode, attachments: BTreeMap::new(), failures: Vec::new() }
+        let xdp = XdpMode::Off;
+        Self { datapath, mode, xdp, attachments: BTreeMap::new(), failures: Vec::new() }
+    }
+
+    /// The same with XDP programs where `mode` says.
+    #[must_use]
+    pub fn with_xdp(self, mode: XdpMode) -> Self {
+        Self { xdp: mode, ..self }
     }
 
     /// The devices attached by this process.
@@ -266,15 +279,39 @@ impl Attacher {
             Mechanism::Tcx => detach_clsact(&self.datapath.pins, ifindex),
             Mechanism::Clsact => remove_tcx_links(&self.datapath.pins, ifindex)?,
         }
-        let role = role.name().to_owned();
-        self.attachments
-            .insert(ifindex, Attachment { device: name.to_owned(), ifindex, role, mechanism, reason });
+        let (device, role, xdp) = (name.to_owned(), role.name().to_owned(), XdpState::default());
+        self.attachments.insert(ifindex, Attachment { device, ifindex, role, mechanism, reason, xdp });
         Ok(())
+    }
+
+    /// Attaches the XDP program to a device of kernel `kind` that has its tc programs, if it is to have it.
+    pub fn attach_xdp(&mut self, ifindex: u32, role: DeviceRole, kind: &str) -> Result<(), AttachError> {
+        let wanted = xdp::wanted(self.xdp, role, kind);
+        let pins = self.datapath.pins.clone();
+        let state = xdp::attach(&pins, ifindex, wanted, || self.xdp_program())?;
+        if let Some(attachment) = self.attachments.get_mut(&ifindex) {
+            attachment.xdp = state;
+        }
+        Ok(())
+    }
+
+    /// The XDP program, loaded when it is first asked for.
+    fn xdp_program(&mut self) -> Result<BorrowedFd<'_>, String> {
+        let name = self.datapath.xdp_program_name();
+        let program = self.datapath.ebpf.program_mut(name);
+        let program = program.and_then(|program| <&mut Xdp>::try_from(program).ok());
+        let program = program.ok_or_else(|| AttachError::NoProgram(name.to_owned()).to_string())?;
+        if program.fd().is_err() {
+            load::patiently(|| program.load())
+                .map_err(|source| LoadError::Program { name: name.to_owned(), source }.to_string())?;
+        }
+        program.fd().map(|fd| fd.as_fd()).map_err(|error| error.to_string())
     }
 
     /// Takes our programs off a device that no longer has a role.
     pub fn detach_device(&mut self, ifindex: u32) -> Result<(), AttachError> {
         self.attachments.remove(&ifindex);
+        xdp::detach(&self.datapath.pins, ifindex)?;
         detach_clsact(&self.datapath.pins, ifindex);
         remove_tcx_links(&self.datapath.pins, ifindex)
     }
@@ -419,9 +456,9 @@ fn remove_tcx_links(pins: &Pins, ifindex: u32) -> Result<(), AttachError> {
     Hook::ALL.iter().try_for_each(|&hook| remove_link(&tcx_pin(pins, ifindex, hook)))
 }
 
-/// The ifindex in the name of a tcx link's pin.
+/// The ifindex in the name of a device link's pin.
 pub(super) fn ifindex_of_pin(pin: &str) -> Option<u32> {
-    pin.strip_prefix("tc-")?.split('-').next()?.parse().ok()
+    pin.strip_prefix("tc-").or_else(|| pin.strip_prefix("xdp-"))?.split('-').next()?.parse().ok()
 }
 
 fn pinned_devices(pins: &Pins) -> Vec<u32> {
@@ -577,6 +614,7 @@ mod tests {
     #[test]
     fn a_pin_names_its_device() {
         assert_eq!(ifindex_of_pin("tc-12-ingress"), Some(12));
+        assert_eq!(ifindex_of_pin("xdp-7-native"), Some(7));
         assert_eq!(ifindex_of_pin("sock_connect4"), None);
         assert_eq!(ifindex_of_pin("tc-x-ingress"), None);
     }

@@ -30,10 +30,13 @@ const BPF_LINK_UPDATE: c_long = 29;
 const BPF_LINK_DETACH: c_long = 34;
 
 const LINK_TYPE_CGROUP: u32 = 3;
+const LINK_TYPE_XDP: u32 = 6;
 const LINK_TYPE_TCX: u32 = 11;
 
 /// `BPF_PROG_TYPE_SCHED_CLS`
 pub const PROG_TYPE_SCHED_CLS: u32 = 3;
+/// `BPF_PROG_TYPE_XDP`
+pub const PROG_TYPE_XDP: u32 = 6;
 /// `BPF_PROG_TYPE_CGROUP_SOCK_ADDR`
 pub const PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 
@@ -59,6 +62,8 @@ impl AttachType {
     pub const GETPEERNAME4: Self = Self(29);
     /// `BPF_CGROUP_INET6_GETPEERNAME`
     pub const GETPEERNAME6: Self = Self(30);
+    /// `BPF_XDP`
+    pub const XDP: Self = Self(37);
     /// `BPF_TCX_INGRESS`
     pub const TCX_INGRESS: Self = Self(46);
     /// `BPF_TCX_EGRESS`
@@ -132,7 +137,8 @@ struct InfoByFd {
     info: u64,
 }
 
-/// `struct bpf_link_info`: the head, and the union of which a cgroup fills (u64, u32) and a tcx link (u32, u32).
+/// `struct bpf_link_info`: the head, and the union of which a cgroup fills (u64, u32), a tcx link (u32, u32)
+/// and an XDP link (u32).
 #[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C)]
 struct RawLinkInfo {
@@ -248,17 +254,32 @@ pub fn link_cgroup(
     cgroup: BorrowedFd<'_>,
     attach_type: AttachType,
 ) -> io::Result<OwnedFd> {
-    link_create(program, raw(cgroup), attach_type)
+    link_create(program, raw(cgroup), attach_type, 0)
 }
 
 /// Attaches `program` to a device, after the tcx programs already there, and returns the link. Linux 6.6.
 pub fn link_device(program: BorrowedFd<'_>, ifindex: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
-    link_create(program, ifindex, attach_type)
+    link_create(program, ifindex, attach_type, 0)
 }
 
-fn link_create(program: BorrowedFd<'_>, target: u32, attach_type: AttachType) -> io::Result<OwnedFd> {
-    let mut attr =
-        LinkCreate { prog_fd: raw(program), target, attach_type: attach_type.0, ..LinkCreate::zeroed() };
+/// Attaches an XDP program to a device with `XDP_FLAGS_…` and returns the link. EBUSY: it has one. Linux 5.9.
+pub fn link_xdp(program: BorrowedFd<'_>, ifindex: u32, flags: u32) -> io::Result<OwnedFd> {
+    link_create(program, ifindex, AttachType::XDP, flags)
+}
+
+fn link_create(
+    program: BorrowedFd<'_>,
+    target: u32,
+    attach_type: AttachType,
+    flags: u32,
+) -> io::Result<OwnedFd> {
+    let mut attr = LinkCreate {
+        prog_fd: raw(program),
+        target,
+        attach_type: attach_type.0,
+        flags,
+        ..LinkCreate::zeroed()
+    };
     // SAFETY: `LinkCreate` is the layout of BPF_LINK_CREATE and has no pointers.
     unsafe { bpf(BPF_LINK_CREATE, &mut attr) }.map(owned)
 }
@@ -291,6 +312,7 @@ pub fn link_info(link: BorrowedFd<'_>) -> io::Result<LinkInfo> {
     let (target, attach_type) = match info.link_type {
         LINK_TYPE_CGROUP => (LinkTarget::Cgroup(bytemuck::cast([first, second])), AttachType(third)),
         LINK_TYPE_TCX => (LinkTarget::Device(first), AttachType(second)),
+        LINK_TYPE_XDP => (LinkTarget::Device(first), AttachType::XDP),
         _ => (LinkTarget::Other, AttachType(0)),
     };
     Ok(LinkInfo { id: info.id, program_id: info.prog_id, target, attach_type })
@@ -348,12 +370,23 @@ pub fn open_pin(path: &Path) -> io::Result<OwnedFd> {
 
 /// Loads a program of raw instructions; for probes.
 pub fn load_program(prog_type: u32, attach_type: AttachType, instructions: &[u64]) -> io::Result<OwnedFd> {
+    load_program_with(prog_type, attach_type, instructions, 0)
+}
+
+/// [`load_program`] with `BPF_F_…` flags.
+pub fn load_program_with(
+    prog_type: u32,
+    attach_type: AttachType,
+    instructions: &[u64],
+    flags: u32,
+) -> io::Result<OwnedFd> {
     let license = c"Dual MIT/GPL";
     let mut attr = ProgLoad {
         prog_type,
         insn_cnt: instructions.len() as u32,
         insns: address(instructions),
         license: license.as_ptr() as u64,
+        prog_flags: flags,
         expected_attach_type: attach_type.0,
         ..ProgLoad::zeroed()
     };

@@ -80,7 +80,8 @@ pub async fn retire_other_versions(pin_dir: &Path, current: &Pins) -> Result<Cle
     Ok(cleaned)
 }
 
-fn versions_in(pin_dir: &Path) -> Vec<Pins> {
+/// The pins of every ABI version under `pin_dir`.
+pub(super) fn versions_in(pin_dir: &Path) -> Vec<Pins> {
     names_in(pin_dir)
         .filter(|name| name.parse::<u32>().is_ok())
         .map(|name| Pins::at(pin_dir.join(name)))

@@ -153,6 +153,8 @@ fn matches(pattern: &str, name: &str) -> bool {
 pub struct NodeState {
     /// Devices with a role: name and entry of `DEVICES`, by ifindex.
     pub devices: BTreeMap<u32, (String, DeviceValue)>,
+    /// Kernel kinds (`IFLA_INFO_KIND`) of devices with a role, by ifindex; empty: a driver's own.
+    pub kinds: BTreeMap<u32, String>,
     /// Entries of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`: address → ifindex.
     pub addresses: BTreeMap<IpAddr, u32>,
     /// The primary address per family: that of the default-route device.
@@ -176,6 +178,7 @@ pub fn node_state(devices: &[Device], patterns: &Patterns) -> NodeState {
                 snat6: snat_source::<Addr6>(device, devices),
             };
             state.devices.insert(device.ifindex, (device.name.clone(), value));
+            state.kinds.insert(device.ifindex, device.kind.clone());
         }
     }
     state.primary =

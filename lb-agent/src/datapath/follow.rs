@@ -5,12 +5,19 @@
 //! message (ENOBUFS) costs nothing but time. The maps are written before a program is attached, because a program
 //! asks them what its device is.
 
-use std::{collections::BTreeMap, io, net::IpAddr, path::Path, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    net::IpAddr,
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
 
 use aya::maps::{HashMap, Map, MapData, MapError};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use lb_common::{
-    device::{DeviceValue, NodeAddressKey, NodeAddressValue},
+    device::{DeviceFlags, DeviceValue, NodeAddressKey, NodeAddressValue},
     family::{Address, Family, V4, V6},
     maps,
 };
@@ -36,6 +43,7 @@ use super::{
     attach::Attacher,
     devices::{self, Device, DeviceAddress, NodePortAddresses, NodeState, Patterns},
     pins::Pins,
+    xdp::XdpPlace,
 };
 use crate::model::node::NodeAddresses;
 
@@ -84,6 +92,8 @@ pub struct Follower {
     addresses: watch::Sender<NodeAddresses>,
     /// Devices that could not be attached, to be tried again.
     failed: BTreeMap<u32, String>,
+    /// Devices whose driver runs the XDP program: they take frames from XDP.
+    native: BTreeSet<u32>,
 }
 
 impl Follower {
@@ -104,6 +114,7 @@ impl Follower {
             attacher,
             addresses,
             failed: BTreeMap::new(),
+            native: BTreeSet::new(),
         };
         follower.refresh().await?;
         Ok((follower, receiver))
@@ -150,7 +161,7 @@ impl Follower {
     async fn refresh(&mut self) -> Result<(), FollowError> {
         let found = self.netlink.dump().await?;
         let state = devices::node_state(&found, &self.config.patterns);
-        self.node_maps.write(&state)?;
+        self.node_maps.write(&state, &self.native)?;
         let listen = NodeAddresses(devices::nodeport_addresses(&state, &self.config.nodeport_addresses));
         self.addresses.send_if_modified(|known| {
             let differs = *known != listen;
@@ -184,7 +195,11 @@ impl Follower {
             if attached.get(&ifindex) == Some(&(name.clone(), role.to_owned())) {
                 continue;
             }
-            match attacher.attach_device(ifindex, name, value.role) {
+            let kind = self.state.kinds.get(&ifindex).map_or("", String::as_str);
+            let attached = attacher
+                .attach_device(ifindex, name, value.role)
+                .and_then(|()| attacher.attach_xdp(ifindex, value.role, kind));
+            match attached {
                 Ok(()) => {
                     self.failed.remove(&ifindex);
                     tracing::info!(device = name, ifindex, role, "attached");
@@ -198,6 +213,11 @@ impl Follower {
             }
         }
         attacher.set_failures(self.failed.values().cloned().collect());
+        let native = attacher.attachments().filter(|attachment| attachment.xdp.place == XdpPlace::Native);
+        self.native = native.map(|attachment| attachment.ifindex).collect();
+        if let Err(error) = self.node_maps.write(&self.state, &self.native) {
+            tracing::error!("{error}");
+        }
     }
 }
 
@@ -361,9 +381,13 @@ impl NodeMaps {
         })
     }
 
-    fn write(&mut self, state: &NodeState) -> Result<(), FollowError> {
-        self.devices
-            .become_like(&state.devices.iter().map(|(&ifindex, (_, value))| (ifindex, *value)).collect())?;
+    /// `native`: devices whose driver runs the XDP program.
+    fn write(&mut self, state: &NodeState, native: &BTreeSet<u32>) -> Result<(), FollowError> {
+        let entries = state.devices.iter().map(|(&ifindex, &(_, value))| {
+            let xdp = if native.contains(&ifindex) { DeviceFlags::XDP } else { DeviceFlags::default() };
+            (ifindex, DeviceValue { flags: value.flags.with(xdp), ..value })
+        });
+        self.devices.become_like(&entries.collect())?;
         self.addresses4.become_like(&of_family::<V4>(&state.addresses))?;
         self.addresses6.become_like(&of_family::<V6>(&state.addresses))
     }

@@ -9,9 +9,9 @@ use std::{
     os::fd::{AsFd as _, AsRawFd as _},
 };
 
-use lb_common::settings::{FEATURE_CSUM_IPV6, FEATURE_SET_RETVAL};
+use lb_common::settings::{FEATURE_CSUM_IPV6, FEATURE_SET_RETVAL, FEATURE_XDP_FRAGS};
 
-use super::bpf::{self, AttachType, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS};
+use super::bpf::{self, AttachType, PROG_TYPE_CGROUP_SOCK_ADDR, PROG_TYPE_SCHED_CLS, PROG_TYPE_XDP};
 
 /// A kernel release, `major.minor`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -138,6 +138,9 @@ pub fn features() -> u32 {
     if has_csum_ipv6() {
         features |= FEATURE_CSUM_IPV6;
     }
+    if has_xdp_frags() {
+        features |= FEATURE_XDP_FRAGS;
+    }
     features
 }
 
@@ -159,6 +162,13 @@ pub fn has_csum_ipv6() -> bool {
     bpf::load_program(PROG_TYPE_SCHED_CLS, AttachType(0), &program)
         .and_then(|program| bpf::test_run(program.as_fd(), &[0; 64]))
         .is_ok_and(|result| result == -libc::EFAULT)
+}
+
+/// XDP programs may see packets of several buffers (Linux 5.18).
+pub fn has_xdp_frags() -> bool {
+    const XDP_HAS_FRAGS: u32 = 1 << 5;
+    let program = [mov(R0, 2), EXIT];
+    bpf::load_program_with(PROG_TYPE_XDP, AttachType::XDP, &program, XDP_HAS_FRAGS).is_ok()
 }
 
 const R0: u8 = 0;

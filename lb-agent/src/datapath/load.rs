@@ -132,7 +132,12 @@ pub fn load(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError> {
 }
 
 impl Datapath {
-    /// Has the verifier look at every program. Takes a second or so of one core; once only.
+    /// The XDP program for this kernel.
+    pub const fn xdp_program_name(&self) -> &'static str {
+        if self.features & settings::FEATURE_XDP_FRAGS != 0 { "xdp_uplink_frags" } else { "xdp_uplink" }
+    }
+
+    /// Has the verifier look at every program but those for XDP, which few devices run. Takes a second or so of one core; once only.
     pub fn load_programs(&mut self) -> Result<(), LoadError> {
         load_programs(&mut self.ebpf)
     }
@@ -245,7 +250,7 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
 const VERIFY_TRIES: usize = 10;
 
 /// Loads a program. The verifier gives up with EAGAIN when a signal is pending; libbpf tries again too.
-fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
+pub(super) fn patiently(mut load: impl FnMut() -> Result<(), ProgramError>) -> Result<(), ProgramError> {
     for _ in 1..VERIFY_TRIES {
         match load() {
             Err(ProgramError::LoadError { io_error, .. }) if io_error.kind() == io::ErrorKind::WouldBlock => {

@@ -12,6 +12,7 @@ pub mod follow;
 pub mod kernel;
 pub mod load;
 pub mod pins;
+pub mod xdp;
 
 /// The datapath, built for the kernel.
 pub const OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));

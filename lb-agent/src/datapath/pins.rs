@@ -4,6 +4,7 @@
 //! <pin-dir>/<ABI_VERSION>/FRONTENDS4 ...             the maps, by their names
 //! <pin-dir>/<ABI_VERSION>/links/sock_connect4 ...    cgroup links, by their program
 //! <pin-dir>/<ABI_VERSION>/links/tc-<ifindex>-ingress tcx links
+//! <pin-dir>/<ABI_VERSION>/links/xdp-<ifindex>-native XDP links, by the place they run in
 //! <pin-dir>/<ABI_VERSION>/clsact/<ifindex>           a symbolic link whose target is the record of a device with
 //!                                                    clsact filters: `added:<name>` or `found:<name>`, after
 //!                                                    whether the agent added the qdisc

@@ -55,6 +55,7 @@ fn load_program(program: &mut Program) -> Result<u32, ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load()?,
         Program::CgroupSockAddr(program) => program.load()?,
+        Program::Xdp(program) => program.load()?,
         _ => {}
     }
     Ok(program.info()?.verified_instruction_count().unwrap_or_default())

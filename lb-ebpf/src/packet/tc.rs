@@ -1,5 +1,6 @@
-//! Packet memory: the one file that holds pointers into packets. [`Packet`] is what the stages see of a hook;
-//! [`TcPacket`] is the tc hook's.
+//! The tc hook's packets: a socket buffer, changed through helpers that keep its checksum state true.
+
+use core::ffi::c_void;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -13,15 +14,10 @@ use aya_ebpf::{
     },
     programs::TcContext,
 };
-use core::ffi::c_void;
-
 use lb_common::{family::Protocol, settings::FEATURE_CSUM_IPV6};
 
+use super::{ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
 use crate::globals::has_feature;
-
-/// Highest offset of anything read: Ethernet, two VLAN tags, IPv6 with extension headers, transport header. Bounds
-/// variable offsets for the verifier.
-pub const OFFSET_MASK: usize = 0x1ff;
 
 /// Bytes made linear before parsing.
 const PARSE_BYTES: u32 = 128;
@@ -29,60 +25,6 @@ const PARSE_BYTES: u32 = 128;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16): addresses of IPv6 change nothing in `CHECKSUM_COMPLETE`,
 /// for IPv6 has no header checksum that would balance them.
 const BPF_F_IPV6: u64 = 128;
-
-/// What changes in a transport checksum, as differences for `bpf_l4_csum_replace`.
-#[derive(Clone, Copy)]
-pub struct ChecksumChange {
-    /// Offset of the checksum field.
-    pub offset: usize,
-    /// Part that comes from the pseudo header (addresses).
-    pub pseudo: u32,
-    /// Part that comes from the segment (ports).
-    pub segment: u32,
-    /// Transport protocol.
-    pub protocol: Protocol,
-    /// True for IPv6.
-    pub ipv6: bool,
-}
-
-/// The kernel refused an operation on the packet.
-pub struct Refused;
-
-/// A packet at a hook. Offsets count from the link-layer header (or the IP header where the device has none).
-pub trait Packet {
-    /// Length in bytes.
-    fn len(&self) -> u32;
-    /// Device the hook belongs to.
-    fn ifindex(&self) -> u32;
-    /// The context, for helpers that want it.
-    fn context(&self) -> *mut c_void;
-    /// Makes the headers readable. To be called before [`Self::read`], and again after every change.
-    fn pull(&mut self);
-    /// Reads a `T` at `offset`, if the packet has it. `T` is made of integers and byte arrays only.
-    fn read<T: Copy>(&self, offset: usize) -> Option<T>;
-    /// Copies a `T` from `offset`, wherever it lies: slower than [`Self::read`], for what is rare.
-    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T>;
-    /// Overwrites bytes at `offset`. Checksums are the caller's business.
-    fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused>;
-    /// Updates a TCP or UDP checksum, whatever of it the hardware has still to do.
-    fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
-    /// Cuts the packet to, or pads it to, `len` bytes.
-    fn resize(&mut self, len: u32) -> Result<(), Refused>;
-    /// Makes room of `len` bytes between link-layer and IP header.
-    fn make_room(&mut self, len: u32) -> Result<(), Refused>;
-    /// Sends the packet out of device `ifindex` through the neighbour `next_hop`.
-    fn send(&mut self, ifindex: u32, next_hop: &mut bpf_redir_neigh) -> Result<(), Refused>;
-    /// Sends the packet out of device `ifindex` as it is, link-layer header included.
-    fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused>;
-    /// Lets the packet come in by device `ifindex`, as if received there.
-    fn receive(&mut self, ifindex: u32) -> Result<(), Refused>;
-}
-
-/// A packet whose opening is a BPF function of its own ([`crate::balance::open`]), one per family and hook type.
-pub trait Opens<F>: Packet {
-    /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
-    fn open(&mut self, hook: u32) -> u32;
-}
 
 /// A packet at a tc hook.
 pub struct TcPacket {
@@ -119,9 +61,16 @@ fn redirected(result: i64) -> Result<(), Refused> {
 }
 
 impl Packet for TcPacket {
+    const HANDS_ON: bool = false;
+
     #[inline(always)]
     fn len(&self) -> u32 {
         self.context.len()
+    }
+
+    #[inline(always)]
+    fn fib_len(&self) -> u16 {
+        0
     }
 
     #[inline(always)]
@@ -202,10 +151,10 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn send(&mut self, ifindex: u32, next_hop: &mut bpf_redir_neigh) -> Result<(), Refused> {
+    fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused> {
         let len = size_of::<bpf_redir_neigh>() as i32;
-        // SAFETY: `next_hop` is initialised and `len` bytes long.
-        redirected(unsafe { bpf_redirect_neigh(ifindex, next_hop, len, 0) })
+        // SAFETY: `neighbour` is initialised and `len` bytes long.
+        redirected(unsafe { bpf_redirect_neigh(next_hop.ifindex, &raw mut next_hop.neighbour, len, 0) })
     }
 
     #[inline(always)]

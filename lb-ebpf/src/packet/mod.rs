@@ -1,0 +1,86 @@
+//! Packet memory: the one place that holds pointers into packets. [`Packet`] is what the stages see of a hook;
+//! [`TcPacket`] is the tc hook's, [`XdpPacket`] the XDP hook's.
+
+mod tc;
+mod xdp;
+
+use core::ffi::c_void;
+
+use aya_ebpf::bindings::bpf_redir_neigh;
+use lb_common::family::Protocol;
+
+pub use self::{tc::TcPacket, xdp::XdpPacket};
+
+/// Highest offset of anything read: Ethernet, two VLAN tags, IPv6 with extension headers, transport header. Bounds
+/// variable offsets for the verifier.
+pub const OFFSET_MASK: usize = 0x1ff;
+
+/// What changes in a transport checksum, as differences for `bpf_l4_csum_replace`.
+#[derive(Clone, Copy)]
+pub struct ChecksumChange {
+    /// Offset of the checksum field.
+    pub offset: usize,
+    /// Part that comes from the pseudo header (addresses).
+    pub pseudo: u32,
+    /// Part that comes from the segment (ports).
+    pub segment: u32,
+    /// Transport protocol.
+    pub protocol: Protocol,
+    /// True for IPv6.
+    pub ipv6: bool,
+}
+
+/// The kernel refused an operation on the packet.
+pub struct Refused;
+
+/// Where a packet goes that the program sends on itself.
+#[repr(C)]
+pub struct NextHop {
+    /// The device it leaves by.
+    pub ifindex: u32,
+    /// Link-layer addresses as a frame begins with them: the neighbour's, the device's.
+    pub macs: [[u8; 6]; 2],
+    /// The neighbour's address, for hooks whose kernel finds the link-layer addresses itself.
+    pub neighbour: bpf_redir_neigh,
+}
+
+/// A packet at a hook. Offsets count from the link-layer header (or the IP header where the device has none).
+pub trait Packet {
+    /// True where the tc program of the same device sees whatever this hook passes unchanged: what this hook cannot
+    /// do ends in [`Verdict::HandedOn`](lb_common::verdict::Verdict::HandedOn), before anything was changed.
+    const HANDS_ON: bool;
+    /// Length in bytes.
+    fn len(&self) -> u32;
+    /// Length that `bpf_fib_lookup` is to compare with the MTU of the way; 0: it asks the packet itself.
+    fn fib_len(&self) -> u16;
+    /// Device the hook belongs to.
+    fn ifindex(&self) -> u32;
+    /// The context, for helpers that want it.
+    fn context(&self) -> *mut c_void;
+    /// Makes the headers readable. To be called before [`Self::read`], and again after every change.
+    fn pull(&mut self);
+    /// Reads a `T` at `offset`, if the packet has it. `T` is made of integers and byte arrays only.
+    fn read<T: Copy>(&self, offset: usize) -> Option<T>;
+    /// Copies a `T` from `offset`, wherever it lies: slower than [`Self::read`], for what is rare.
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T>;
+    /// Overwrites bytes at `offset`. Checksums are the caller's business.
+    fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused>;
+    /// Updates a TCP or UDP checksum, whatever of it the hardware has still to do.
+    fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
+    /// Cuts the packet to, or pads it to, `len` bytes.
+    fn resize(&mut self, len: u32) -> Result<(), Refused>;
+    /// Makes room of `len` bytes between link-layer and IP header.
+    fn make_room(&mut self, len: u32) -> Result<(), Refused>;
+    /// Sends the packet on.
+    fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused>;
+    /// Sends the packet out of device `ifindex` as it is, link-layer header included.
+    fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused>;
+    /// Lets the packet come in by device `ifindex`, as if received there.
+    fn receive(&mut self, ifindex: u32) -> Result<(), Refused>;
+}
+
+/// A packet whose opening is a BPF function of its own ([`crate::balance::open`]), one per family and hook type.
+pub trait Opens<F>: Packet {
+    /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
+    fn open(&mut self, hook: u32) -> u32;
+}

@@ -1,0 +1,137 @@
+//! The XDP hook's packets: a frame in the driver's memory, read and written in place. Its checksums are complete, as
+//! they came over the wire; a sender of this machine must not leave them to the hardware (veth, `ethtool -K DEV tx off`).
+//!
+//! Only headers are touched, and they lie in the first buffer, so packets of several buffers need nothing more
+//! (`xdp.frags`, Linux 5.18). What needs a packet of another length, or a neighbour not yet known, is left to tc.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use lb_common::{
+    checksum::{self, Sum},
+    family::Protocol,
+    settings::FEATURE_XDP_FRAGS,
+};
+
+use super::{ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
+use crate::{globals::has_feature, parse::ETHERNET_LEN};
+
+/// A packet at an XDP hook.
+pub struct XdpPacket {
+    context: XdpContext,
+}
+
+impl XdpPacket {
+    /// The packet of `context`.
+    #[inline(always)]
+    pub const fn new(context: XdpContext) -> Self {
+        Self { context }
+    }
+
+    /// The hook's context.
+    #[inline(always)]
+    pub fn md(&self) -> *mut xdp_md {
+        self.context.as_ptr().cast()
+    }
+
+    /// Address of `size` bytes at `offset`, if they lie inside the first buffer.
+    #[inline(always)]
+    fn at(&self, offset: usize, size: usize) -> Option<usize> {
+        let at = self.context.data() + (offset & OFFSET_MASK);
+        if at + size > self.context.data_end() { None } else { Some(at) }
+    }
+}
+
+impl Packet for XdpPacket {
+    const HANDS_ON: bool = true;
+
+    #[inline(always)]
+    fn len(&self) -> u32 {
+        if has_feature(FEATURE_XDP_FRAGS) {
+            // SAFETY: valid context.
+            unsafe { bpf_xdp_get_buff_len(self.md()) as u32 }
+        } else {
+            (self.context.data_end() - self.context.data()) as u32
+        }
+    }
+
+    #[inline(always)]
+    fn fib_len(&self) -> u16 {
+        (self.len() as usize - ETHERNET_LEN) as u16
+    }
+
+    #[inline(always)]
+    fn ifindex(&self) -> u32 {
+        self.context.ingress_ifindex() as u32
+    }
+
+    #[inline(always)]
+    fn context(&self) -> *mut c_void {
+        self.context.as_ptr()
+    }
+
+    /// Headers that a driver keeps outside the first buffer cannot be read; such a packet is left to tc.
+    #[inline(always)]
+    fn pull(&mut self) {}
+
+    #[inline(always)]
+    fn read<T: Copy>(&self, offset: usize) -> Option<T> {
+        let at = self.at(offset, size_of::<T>())?;
+        // SAFETY: the bytes lie inside the packet, as just checked, and any bytes are a `T`. Alignment: as in tc.
+        Some(unsafe { *(at as *const T) })
+    }
+
+    #[inline(always)]
+    fn load<T: Copy + Default>(&self, offset: usize) -> Option<T> {
+        if offset > OFFSET_MASK {
+            return None;
+        }
+        self.read(offset)
+    }
+
+    #[inline(always)]
+    fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused> {
+        let at = self.at(offset, size_of::<T>()).ok_or(Refused)?;
+        // SAFETY: the bytes lie inside the packet, as just checked, which no reference of ours points into.
+        unsafe { core::ptr::copy_nonoverlapping(value, at as *mut T, 1) };
+        Ok(())
+    }
+
+    #[inline(always)]
+    fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
+        let present: u16 = self.read(change.offset).ok_or(Refused)?;
+        let difference = Sum::default().add(change.pseudo).add(change.segment);
+        let updated = if change.protocol == Protocol::UDP {
+            checksum::update_udp(present, difference)
+        } else {
+            checksum::update(present, difference)
+        };
+        self.write(change.offset, &updated)
+    }
+
+    #[inline(always)]
+    fn resize(&mut self, _len: u32) -> Result<(), Refused> {
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn make_room(&mut self, _len: u32) -> Result<(), Refused> {
+        Err(Refused)
+    }
+
+    /// Addresses the frame; the entry point returns the action that sends it.
+    #[inline(always)]
+    fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused> {
+        self.write(0, &next_hop.macs)
+    }
+
+    #[inline(always)]
+    fn send_raw(&mut self, _ifindex: u32) -> Result<(), Refused> {
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn receive(&mut self, _ifindex: u32) -> Result<(), Refused> {
+        Err(Refused)
+    }
+}
