@@ -243,8 +243,12 @@ impl Node {
     /// Loads every program, also those that no packet can be run through here: `BPF_PROG_TEST_RUN` always has a
     /// link-layer header, and does not know socket hooks.
     pub fn load_every_program(&mut self) {
-        TC_PROGRAMS.into_iter().for_each(|name| drop(self.tc_program(name)));
-        XDP_PROGRAMS.into_iter().for_each(|name| drop(self.xdp_program(name)));
+        for name in TC_PROGRAMS {
+            self.tc_program(name);
+        }
+        for name in XDP_PROGRAMS {
+            self.xdp_program(name);
+        }
         for name in SOCKET_PROGRAMS {
             let program: &mut CgroupSockAddr =
                 self.ebpf.program_mut(name).expect(name).try_into().expect(name);

@@ -5,7 +5,7 @@
 use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use lb_common::{
-    family::{Family as _, Protocol, V4, V6},
+    family::{Protocol, V4, V6},
     frontend::FrontendFlags,
     verdict::Verdict,
 };
