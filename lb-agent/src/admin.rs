@@ -1,14 +1,13 @@
-//! What a running agent answers: `/status`, `/services`, `/backends` on its admin socket for the CLI, `/healthz` on a
-//! TCP address for the kubelet. Run by `cli::run`.
+//! What a running agent answers on its admin socket, for the CLI: `/status`, `/services`, `/backends`. Run by `cli::run`.
 //!
 //! What must stay true: an answer never waits for the API server, and a question changes nothing.
 
-use std::{fs, io, net::SocketAddr, path::Path, sync::Arc, time::Duration};
+use std::{fs, io, path::Path, sync::Arc, time::Duration};
 
 use axum::{Json, Router, extract::State, http::StatusCode, routing::get};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{
-    net::{TcpListener, UnixListener},
+    net::UnixListener,
     sync::{Mutex, mpsc, oneshot, watch},
     time::timeout,
 };
@@ -72,8 +71,6 @@ pub struct Admin {
     pub source: Option<watch::Receiver<SourceStatus>>,
     /// The cgroup of the socket programs.
     pub cgroup: Option<String>,
-    /// True once the socket programs are attached, and every device found at the start is, or was refused.
-    pub attached: watch::Receiver<bool>,
     /// Attachments.
     pub attacher: Arc<Mutex<Attacher>>,
     /// The reconcile loop.
@@ -156,25 +153,6 @@ async fn backends(State(admin): State<Admin>) -> Result<Json<Vec<BackendReport>>
     admin.ask(Query::Backends).await.map(Json)
 }
 
-/// 200 once the maps hold what every source delivered, socket programs are attached and each device found at the
-/// start has been tried, and while the loop answers; else 503 with the reason. A device that refuses its programs
-/// does not make the node unhealthy: it is tried again every second, and `lb-agent status` says why it failed, while
-/// a restart by the kubelet would mend nothing and take the node's other devices out of service.
-async fn healthz(State(admin): State<Admin>) -> (StatusCode, String) {
-    match admin.ask(Query::Report).await {
-        Ok(report) => health(report.synced, *admin.attached.borrow()),
-        Err((code, reason)) => (code, format!("{reason}\n")),
-    }
-}
-
-fn health(synced: bool, attached: bool) -> (StatusCode, String) {
-    match (synced, attached) {
-        (false, _) => (StatusCode::SERVICE_UNAVAILABLE, "not synced yet\n".to_owned()),
-        (true, false) => (StatusCode::SERVICE_UNAVAILABLE, "programs are not attached yet\n".to_owned()),
-        (true, true) => (StatusCode::OK, "ok\n".to_owned()),
-    }
-}
-
 /// Serves the admin socket in `run_dir` until `stop`.
 pub async fn serve_socket(run_dir: &Path, admin: Admin, stop: CancellationToken) -> io::Result<()> {
     fs::create_dir_all(run_dir)?;
@@ -191,19 +169,6 @@ pub async fn serve_socket(run_dir: &Path, admin: Admin, stop: CancellationToken)
         if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
         {
             tracing::error!("admin socket: {error}");
-        }
-    });
-    Ok(())
-}
-
-/// Serves `/healthz` on `address` until `stop`.
-pub async fn serve_healthz(address: SocketAddr, admin: Admin, stop: CancellationToken) -> io::Result<()> {
-    let listener = TcpListener::bind(address).await?;
-    let routes = Router::new().route("/healthz", get(healthz)).with_state(admin);
-    tokio::spawn(async move {
-        if let Err(error) = axum::serve(listener, routes).with_graceful_shutdown(stop.cancelled_owned()).await
-        {
-            tracing::error!("healthz: {error}");
         }
     });
     Ok(())
@@ -230,22 +195,4 @@ pub async fn request<T: DeserializeOwned>(run_dir: &Path, path: &str) -> anyhow:
         anyhow::bail!("{path}: {code}: {}", String::from_utf8_lossy(&body).trim());
     }
     Ok(serde_json::from_slice(&body)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_node_is_healthy_once_it_is_synced_and_attached() {
-        for (synced, attached, code, reason) in [
-            (false, false, 503, "not synced yet\n"),
-            (false, true, 503, "not synced yet\n"),
-            (true, false, 503, "programs are not attached yet\n"),
-            (true, true, 200, "ok\n"),
-        ] {
-            let (status, text) = health(synced, attached);
-            assert_eq!((status.as_u16(), text.as_str()), (code, reason), "{synced} {attached}");
-        }
-    }
 }

@@ -50,6 +50,14 @@ pub enum ConfigError {
         /// Why not.
         source: io::Error,
     },
+    /// An address to listen on.
+    #[error("{flag} {text:?}: must be ADDR:PORT or ADDR, or empty for nowhere")]
+    Address {
+        /// Which.
+        flag: &'static str,
+        /// What was given.
+        text: String,
+    },
     /// A size out of range.
     #[error("--max-{what} {value}: must be {min} to {max}")]
     Size {
@@ -172,8 +180,14 @@ pub struct Config {
     pub nodeport_addresses: NodePortAddresses,
     /// Where externalIPs may lie; empty: anywhere.
     pub external_ip_cidrs: Vec<IpNet>,
-    /// Where /healthz listens; `None`: nowhere.
+    /// Where /healthz and /livez listen; `None`: nowhere.
     pub healthz: Option<SocketAddr>,
+    /// Where /metrics listens; `None`: nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// A health or metrics address that cannot be listened on ends the agent.
+    pub bind_address_hard_fail: bool,
+    /// How long a change may wait to be written before the node counts as unhealthy.
+    pub health_timeout: Duration,
     /// From one sync to the next.
     pub min_sync_period: Duration,
     /// Between comparisons of maps with what was written.
@@ -231,6 +245,18 @@ pub fn check_tables(
     }
 }
 
+/// Where to listen: empty is nowhere, and an address without a port takes `port`, as with kube-proxy.
+pub fn listen_address(flag: &'static str, text: &str, port: u16) -> Result<Option<SocketAddr>, ConfigError> {
+    let with_port = || text.trim_matches(['[', ']']).parse().ok().map(|ip| SocketAddr::new(ip, port));
+    match text {
+        "" => Ok(None),
+        text => match text.parse().ok().or_else(with_port) {
+            Some(address) => Ok(Some(address)),
+            None => Err(ConfigError::Address { flag, text: text.to_owned() }),
+        },
+    }
+}
+
 /// The node's name: as given, else the host's; trimmed and in lower case (spec 2.3).
 pub fn node_name(given: Option<&str>) -> Result<String, ConfigError> {
     let name = match given {
@@ -278,6 +304,25 @@ mod tests {
     fn a_node_name_is_trimmed_and_lower_case() {
         assert_eq!(node_name(Some(" Node-1 ")).unwrap(), "node-1");
         assert!(matches!(node_name(Some("  ")), Err(ConfigError::NodeName)));
+    }
+
+    #[test]
+    fn an_address_to_listen_on_may_lack_its_port_or_be_empty() {
+        for (text, expected) in [
+            ("", None),
+            ("127.0.0.1:9", Some("127.0.0.1:9")),
+            ("0.0.0.0", Some("0.0.0.0:10249")),
+            ("::1", Some("[::1]:10249")),
+            ("[::]", Some("[::]:10249")),
+            ("[::1]:9", Some("[::1]:9")),
+        ] {
+            let expected = expected.map(|text| text.parse().unwrap());
+            assert_eq!(listen_address("--metrics-bind-address", text, 10249).unwrap(), expected, "{text:?}");
+        }
+        for text in ["localhost", "10249", ":10249", "127.0.0.1:65536"] {
+            let error = listen_address("--metrics-bind-address", text, 10249).unwrap_err().to_string();
+            assert!(error.contains(text) && error.contains("--metrics-bind-address"), "{error}");
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use k8s_openapi::{
 use crate::{
     model::{
         backend::Slice,
-        node::Node,
+        node::{Node, NodePresence},
         service::{Algorithm, Service},
     },
     source::{Object, Refusal},
@@ -48,7 +48,7 @@ pub enum Converted {
     /// Backends of a service.
     Slice(Slice),
     /// This node.
-    Node(Node),
+    Node(Node, NodePresence),
     /// Networks of ClusterIPs.
     ServiceCidr(Vec<IpNet>),
     /// Nothing for this proxy: as if the object did not exist.
@@ -64,11 +64,14 @@ pub fn convert(object: &Object, rules: &Rules) -> (Converted, Vec<Refusal>) {
         Object::Endpoints(endpoints) => {
             endpoint::convert_endpoints(endpoints, &mut faults).map(Converted::Slice)
         }
-        Object::Node(node) => convert_node(node, rules).map(Converted::Node),
+        Object::Node(node) => convert_node(node, rules),
         Object::ServiceCidr(cidr) => Some(Converted::ServiceCidr(convert_service_cidr(cidr, &mut faults))),
     };
     (converted.unwrap_or(Converted::NotProxied), faults.refusals)
 }
+
+/// The cluster autoscaler puts it on nodes it is about to remove; its effect does not matter (spec 6.23).
+const AUTOSCALER_TAINT: &str = "ToBeDeletedByClusterAutoscaler";
 
 /// Collects what is refused of one object.
 struct Faults {
@@ -103,11 +106,18 @@ fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
 }
 
 /// The own Node only; other nodes mean nothing here (spec 9.12).
-fn convert_node(node: &v1::Node, rules: &Rules) -> Option<Node> {
+fn convert_node(node: &v1::Node, rules: &Rules) -> Option<Converted> {
     let is_own = node.metadata.name.as_deref().is_some_and(|name| *name == *rules.node_name);
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    is_own.then(|| Node { name: rules.node_name.clone(), zone })
+    is_own.then(|| Converted::Node(Node { name: rules.node_name.clone(), zone }, presence(node)))
+}
+
+fn presence(node: &v1::Node) -> NodePresence {
+    let mut taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    let is_leaving =
+        node.metadata.deletion_timestamp.is_some() || taints.any(|taint| taint.key == AUTOSCALER_TAINT);
+    if is_leaving { NodePresence::Leaving } else { NodePresence::Present }
 }
 
 fn convert_service_cidr(object: &ServiceCIDR, faults: &mut Faults) -> Vec<IpNet> {

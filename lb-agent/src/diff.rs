@@ -37,7 +37,10 @@ use lb_common::{
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
-use crate::maps::{FamilyState, FamilyWrite, MapFamily, MapState, Write};
+use crate::{
+    maps::{FamilyState, FamilyWrite, MapFamily, MapState, Write},
+    model::family::{IpFamily, PerFamily},
+};
 
 pub use apply::{Failed, apply};
 
@@ -142,6 +145,21 @@ impl Delta {
             && self.members.is_empty()
             && self.slots.is_empty()
             && self.generations.is_empty()
+    }
+
+    /// Whether something of a family differs. `family_of` a backend decides for what is shared; what nobody can tell
+    /// counts for both.
+    pub fn pending_families(&self, family_of: impl Fn(BackendId) -> Option<IpFamily>) -> PerFamily<bool> {
+        let mut pending = PerFamily { v4: !self.v4.is_empty(), v6: !self.v6.is_empty() };
+        let members = self.members.keys().map(|key| key.backend);
+        for id in members.chain(self.slots.values().flatten().copied()) {
+            match family_of(id) {
+                Some(family) => *pending.of_mut(family) = true,
+                None => pending = PerFamily { v4: true, v6: true },
+            }
+        }
+        let only_generations = !self.generations.is_empty() && !pending.v4 && !pending.v6;
+        if only_generations { PerFamily { v4: true, v6: true } } else { pending }
     }
 
     /// Wants a frontend.

@@ -105,7 +105,8 @@ fn fill(dir: &Path, map: &MapSpec) -> Result<MapFill, InspectError> {
     let path = dir.join(map.name);
     let max = MapInfo::from_pin(&path).map_err(error)?.max_entries();
     let data = MapData::from_pin(&path).map_err(error)?;
-    let entries = bpf::count_keys(data.fd().as_fd(), map.key_size as usize, max)
+    let (key_size, value_size) = (map.key_size as usize, map.value_size as usize);
+    let entries = bpf::count_entries(data.fd().as_fd(), key_size, value_size, max)
         .map_err(|source| InspectError::Walk { name: map.name.to_owned(), source })?;
     Ok(MapFill { name: map.name.to_owned(), entries, max })
 }

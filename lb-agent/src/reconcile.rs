@@ -6,6 +6,7 @@
 //! holds confirmed writes only.
 
 mod listing;
+pub mod progress;
 pub mod run;
 
 use std::{
@@ -23,9 +24,11 @@ use crate::{
     maps::{MapError, MapState, Maps, dump},
     model::{
         Dirty, Model,
+        family::{IpFamily, PerFamily},
         node::NodeAddresses,
         service::{Algorithm, ServiceName},
     },
+    reconcile::progress::{Cause, Progress},
     report::SyncReport,
     source::{Change, Refusal},
 };
@@ -98,6 +101,7 @@ pub struct Reconciler<M> {
     service_cidrs_dirty: bool,
     /// False until the first sync has computed everything.
     has_computed: bool,
+    progress: Progress,
     stats: Stats,
 }
 
@@ -108,6 +112,7 @@ struct Stats {
     failures: u64,
     last_error: Option<String>,
     last_duration: Duration,
+    is_full: bool,
     repairs: u64,
 }
 
@@ -135,14 +140,19 @@ impl<M: Maps> Reconciler<M> {
             all_dirty: true,
             service_cidrs_dirty: false,
             has_computed: false,
+            progress: Progress::default(),
             stats: Stats::default(),
         })
     }
 
     /// Takes in one change. Nothing is written.
     pub fn apply_change(&mut self, change: Change) {
+        let cause = Cause::of(&change);
         match self.model.apply(change, &self.rules) {
-            Dirty::Services(names) => self.dirty.extend(names),
+            Dirty::Services(names) => {
+                self.progress.note(cause, &names);
+                self.dirty.extend(names);
+            }
             Dirty::All => self.all_dirty = true,
             Dirty::ServiceCidrs => self.service_cidrs_dirty = true,
         }
@@ -172,9 +182,14 @@ impl<M: Maps> Reconciler<M> {
         }
         let started = Instant::now();
         self.reclaim();
-        let (services, exhausted) = self.compute();
+        let is_full = self.all_dirty;
+        let (touched, exhausted) = self.compute();
+        let services = touched.len();
         let plan = self.delta.plan(&self.have);
         let written = apply(&mut self.maps, &mut self.have, &mut self.delta, &plan);
+        self.advance(touched);
+        self.stats.last_duration = started.elapsed();
+        self.stats.is_full = is_full;
         match first_fault(exhausted, written) {
             Some(error) => {
                 self.stats.failures += 1;
@@ -185,7 +200,6 @@ impl<M: Maps> Reconciler<M> {
                 self.stats.is_synced = true;
                 self.stats.syncs += 1;
                 self.stats.last_error = None;
-                self.stats.last_duration = started.elapsed();
                 Ok(SyncOutcome::Done { services, writes: plan.len() })
             }
         }
@@ -204,8 +218,16 @@ impl<M: Maps> Reconciler<M> {
         }
     }
 
-    /// Recomputes the dirty services. Returns how many, and what could not be had; those services stay dirty.
-    fn compute(&mut self) -> (usize, Vec<Exhausted>) {
+    fn advance(&mut self, touched: BTreeSet<ServiceName>) {
+        let Self { desired, dirty, .. } = self;
+        let pending = self.delta.pending(&self.have).service_ports;
+        self.progress.advance(touched, &self.model, |name| {
+            dirty.contains(name) || desired.ports_of(name).any(|(id, _)| pending.contains(&id))
+        });
+    }
+
+    /// Recomputes the dirty services. Returns them, and what could not be had; those services stay dirty.
+    fn compute(&mut self) -> (BTreeSet<ServiceName>, Vec<Exhausted>) {
         let around = Surroundings {
             model: &self.model,
             addresses: &self.addresses,
@@ -221,11 +243,10 @@ impl<M: Maps> Reconciler<M> {
             names.extend(self.model.services().map(|(name, _)| name.clone()));
         }
         let mut exhausted = Vec::new();
-        let services = names.len();
-        for name in names {
-            if let Err(error) = self.desired.update(&name, around, &mut target) {
+        for name in &names {
+            if let Err(error) = self.desired.update(name, around, &mut target) {
                 exhausted.push(error);
-                self.dirty.insert(name);
+                self.dirty.insert(name.clone());
             }
         }
         if !self.has_computed {
@@ -237,7 +258,7 @@ impl<M: Maps> Reconciler<M> {
         if std::mem::take(&mut self.service_cidrs_dirty) {
             service_cidrs::want(&self.model, &mut target);
         }
-        (services, exhausted)
+        (names, exhausted)
     }
 
     /// Reads the maps and compares them with what was written. Returns whether they differed; the next sync then
@@ -253,6 +274,38 @@ impl<M: Maps> Reconciler<M> {
             self.have = found;
         }
         Ok(differs)
+    }
+
+    /// Whether something of a family is still to be written.
+    pub fn pending(&self) -> PerFamily<bool> {
+        let of = |id| Some(IpFamily::of(self.desired.backend(id)?.addr));
+        let mut pending = self.delta.pending_families(of);
+        for service in self.dirty.iter().filter_map(|name| self.model.service(name)) {
+            for ip in &service.cluster_ips {
+                *pending.of_mut(IpFamily::of(*ip)) = true;
+            }
+        }
+        pending
+    }
+
+    /// Services that wait for the next sync.
+    pub fn dirty_services(&self) -> usize {
+        self.dirty.len()
+    }
+
+    /// Duration of the last sync, and whether it was of every service.
+    pub fn last_sync(&self) -> (Duration, bool) {
+        (self.stats.last_duration, self.stats.is_full)
+    }
+
+    /// What waits for the maps.
+    pub fn progress(&self) -> &Progress {
+        &self.progress
+    }
+
+    /// What waits for the maps, to take from it.
+    pub fn progress_mut(&mut self) -> &mut Progress {
+        &mut self.progress
     }
 
     /// The state of the control plane.

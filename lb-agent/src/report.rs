@@ -86,7 +86,7 @@ pub struct SyncReport {
     pub failures: u64,
     /// The last failure, until a sync succeeds.
     pub last_error: Option<String>,
-    /// Duration of the last successful sync, microseconds.
+    /// Duration of the last sync, microseconds.
     pub last_sync_us: u64,
     /// Times the periodic full check found have != want.
     pub repairs: u64,

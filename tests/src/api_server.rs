@@ -15,7 +15,7 @@ use axum::{
     Router,
     body::{Body, Bytes},
     extract::{Query, State},
-    http::{StatusCode, Uri, header},
+    http::{Method, StatusCode, Uri, header},
     response::{IntoResponse, Response},
 };
 use futures::stream;
@@ -193,6 +193,7 @@ struct Shared {
     breaks: watch::Sender<u64>,
     faults: Mutex<VecDeque<Fault>>,
     requests: Mutex<Vec<String>>,
+    events: Mutex<Vec<Value>>,
     watches: watch::Sender<usize>,
     bookmark_interval: Duration,
 }
@@ -206,6 +207,7 @@ impl ApiServer {
             breaks: watch::Sender::default(),
             faults: Mutex::default(),
             requests: Mutex::default(),
+            events: Mutex::default(),
             watches: watch::Sender::default(),
             bookmark_interval: Duration::from_millis(100),
         });
@@ -277,7 +279,12 @@ impl ApiServer {
         let _ = self.shared.watches.subscribe().wait_for(|begun| *begun >= count).await;
     }
 
-    /// Path and query of every request so far.
+    /// Every event created or patched so far, as it was sent.
+    pub fn events(&self) -> Vec<Value> {
+        lock(&self.shared.events).clone()
+    }
+
+    /// Path and query of every request so far; others than GET with their method in front.
     pub fn requests(&self) -> Vec<String> {
         lock(&self.shared.requests).clone()
     }
@@ -298,9 +305,12 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 async fn answer(
     State(shared): State<Arc<Shared>>,
     Query(query): Query<HashMap<String, String>>,
+    method: Method,
     uri: Uri,
+    body: Bytes,
 ) -> Response {
-    lock(&shared.requests).push(uri.to_string());
+    let is_get = method == Method::GET;
+    lock(&shared.requests).push(if is_get { uri.to_string() } else { format!("{method} {uri}") });
     let fault = lock(&shared.faults).pop_front();
     match *shared.mode.borrow() {
         Mode::Healthy => {}
@@ -315,7 +325,22 @@ async fn answer(
         Some(Fault::Slow(delay)) => sleep(delay).await,
         Some(Fault::GoneInStream) => return gone_in_stream(),
     }
+    if !is_get {
+        return take_event(&shared, uri.path(), &body);
+    }
     serve(&shared, uri.path(), &query).unwrap_or_else(|refusal| *refusal)
+}
+
+/// Creates or patches an event: nothing else may be written.
+fn take_event(shared: &Shared, path: &str, body: &Bytes) -> Response {
+    let is_event = path.starts_with("/apis/events.k8s.io/v1/namespaces/") && path.contains("/events");
+    match serde_json::from_slice::<Value>(body).ok().filter(|_| is_event) {
+        None => status(403, "Forbidden", "only events may be written"),
+        Some(event) => {
+            lock(&shared.events).push(event.clone());
+            json_response(StatusCode::CREATED, event.to_string())
+        }
+    }
 }
 
 fn serve(shared: &Arc<Shared>, path: &str, query: &HashMap<String, String>) -> Reply {

@@ -12,10 +12,13 @@ use k8s_openapi::api::{
     core::v1::{Container, PodSpec},
     rbac::v1::{ClusterRole, ClusterRoleBinding},
 };
-use lb_agent::source::kubernetes::{KubernetesConfig, KubernetesSource};
+use lb_agent::source::{
+    events::{self, Event, Regarding, Severity},
+    kubernetes::{KubernetesConfig, KubernetesSource},
+};
 use lb_tests::{
     api_server::{ApiServer, Cluster},
-    changes::Changes,
+    changes::{Changes, PATIENCE},
 };
 use serde::{Deserialize, de::DeserializeOwned};
 use serde_yaml_ng::Value;
@@ -112,6 +115,7 @@ fn the_host_s_file_systems_are_mounted_where_the_arguments_say() -> anyhow::Resu
         "--cgroup=/sys/fs/cgroup",
         "--pin-dir=/sys/fs/bpf/lb",
         "--run-dir=/run/lb-agent",
+        "--metrics-bind-address=127.0.0.1:10249",
         "--node-name=$(NODE_NAME)",
     ] {
         assert!(args.iter().any(|arg| arg == argument), "{argument} is not in {args:?}");
@@ -133,9 +137,9 @@ fn it_runs_on_every_node_before_cluster_dns_does() -> anyhow::Result<()> {
     assert!(tolerations.iter().any(|all| all.operator.as_deref() == Some("Exists") && all.key.is_none()));
     let port = container.ports.unwrap_or_default()[0].clone();
     assert_eq!((port.name.as_deref(), port.container_port), (Some("healthz"), 10256));
-    for probe in [container.liveness_probe, container.readiness_probe] {
+    for (probe, path) in [(container.liveness_probe, "/livez"), (container.readiness_probe, "/healthz")] {
         let get = probe.and_then(|probe| probe.http_get).context("no HTTP probe")?;
-        assert_eq!(get.path.as_deref(), Some("/healthz"));
+        assert_eq!(get.path.as_deref(), Some(path), "spec 6.24");
     }
     assert!(container.resources.and_then(|resources| resources.requests).is_some());
     let daemon_set: DaemonSet = object(&objects, "DaemonSet")?;
@@ -181,19 +185,36 @@ async fn used() -> anyhow::Result<Rights> {
     };
     let (sender, mut changes) = Changes::channel(64);
     let stop = CancellationToken::new();
-    let source = tokio::spawn(KubernetesSource::new(config).run(sender, stop.clone()));
+    let (sink, queue) = events::channel();
+    let source = KubernetesSource::new(config).with_events(queue);
+    let source = tokio::spawn(source.run(sender, stop.clone()));
     changes.until_synced().await?;
     server.until_watched(4).await;
+    // The second of a kind is counted on the first: another verb.
+    for note in ["first", "again"] {
+        let regarding = Regarding::Node("node-a".to_owned());
+        let (severity, reason, action) = (Severity::Normal, "Starting", "StartKubeProxy");
+        sink.send_last(Event { regarding, severity, reason, action, note: note.to_owned() }, PATIENCE).await;
+    }
     stop.cancel();
     source.await??;
     Ok(server.requests().iter().map(|request| right(request)).collect())
 }
 
-/// `/api/v1/services?..` or `/apis/group/v1/resource?..`.
+/// `/api/v1/services?..`, `/apis/group/v1/resource?..` or `POST /apis/group/v1/namespaces/name/resource`.
 fn right(request: &str) -> (String, String, String) {
+    let (method, request) = request.split_once(' ').unwrap_or(("GET", request));
     let (path, query) = request.split_once('?').unwrap_or((request, ""));
-    let parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    let mut parts: Vec<&str> = path.trim_start_matches('/').split('/').collect();
+    if let Some(at) = parts.iter().position(|part| *part == "namespaces") {
+        parts.drain(at..at + 2);
+    }
     let (group, resource) = if parts[0] == "api" { ("", parts[2]) } else { (parts[1], parts[3]) };
-    let verb = if query.contains("watch=true") { "watch" } else { "list" };
+    let verb = match method {
+        "POST" => "create",
+        "PATCH" => "patch",
+        _ if query.contains("watch=true") => "watch",
+        _ => "list",
+    };
     (group.to_owned(), resource.to_owned(), verb.to_owned())
 }

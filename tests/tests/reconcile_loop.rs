@@ -9,7 +9,7 @@ use lb_agent::{
     model::node::NodeAddresses,
     reconcile::{
         ReconcileConfig, Reconciler,
-        run::{Inputs, Query, Timing, run},
+        run::{Inputs, Outputs, Query, Timing, run},
     },
     report::SyncReport,
     source::{Change, Kind, Object},
@@ -45,7 +45,13 @@ fn start(reconciler: Reconciler<FakeMaps>, timing: Timing) -> Running {
     let shutdown = CancellationToken::new();
     let inputs =
         Inputs { changes: changes_in, node_addresses, queries: queries_in, shutdown: shutdown.clone() };
-    Running { changes, addresses, queries, shutdown, task: tokio::spawn(run(reconciler, inputs, timing)) }
+    Running {
+        changes,
+        addresses,
+        queries,
+        shutdown,
+        task: tokio::spawn(run(reconciler, inputs, Outputs::default(), timing)),
+    }
 }
 
 fn objects(manifest: &str) -> Vec<Object> {

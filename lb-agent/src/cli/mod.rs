@@ -16,6 +16,7 @@ mod connections;
 mod dump;
 mod events;
 mod run;
+mod servers;
 mod services;
 mod status;
 

@@ -6,12 +6,21 @@
 //! Restart: the maps still hold the last agent's services, in the same layout, so the programs are replaced at once,
 //! and a node whose API server is away still follows its pods.
 
-use std::{io::IsTerminal as _, net::SocketAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    io::IsTerminal as _,
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use clap::{ArgAction, Args, ValueEnum};
 use ipnet::IpNet;
-use lb_common::family::{V4, V6};
+use lb_common::{
+    conntrack::ConnectionValue,
+    family::{Family, V4, V6},
+    flow::FlowKey,
+};
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{Mutex, mpsc, watch},
@@ -21,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Dirs, events};
+use super::{Dirs, events, servers};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, PortRange, Source},
@@ -36,14 +45,17 @@ use crate::{
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
+    health::proxy::Health,
     maps::bpf::BpfMaps,
-    model::service::Algorithm,
+    metrics::{collection::CollectionMetrics, server::Metrics},
+    model::{family::IpFamily, service::Algorithm},
     reconcile::{
         ReconcileConfig, Reconciler,
-        run::{self as reconcile, Inputs, Query, Timing},
+        run::{self as reconcile, Inputs, Outputs, Query, Timing},
     },
     source::{
         Change,
+        events::{self as node_events, EventQueue},
         file::FileSource,
         kubernetes::{KubernetesConfig, KubernetesSource, SourceStatus},
     },
@@ -113,9 +125,19 @@ pub(super) struct RunArgs {
     /// externalIPs outside these CIDRs (separated by commas) are refused. Default: none are.
     #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
     external_ip_cidrs: Vec<IpNet>,
-    /// Where /healthz is served; empty: nowhere.
+    /// Where /healthz (may load balancers send to this node?) and /livez (does the agent work?) are served; empty:
+    /// nowhere.
     #[arg(long, default_value = "0.0.0.0:10256", value_name = "ADDR:PORT")]
     healthz_bind_address: String,
+    /// Where /metrics and /proxyMode are served; empty: nowhere.
+    #[arg(long, default_value = "127.0.0.1:10249", value_name = "ADDR:PORT")]
+    metrics_bind_address: String,
+    /// End when one of these two addresses cannot be listened on, in place of trying again every 5 s.
+    #[arg(long)]
+    bind_address_hard_fail: bool,
+    /// Seconds a change may wait to be written to the maps before /healthz, /livez and health check node ports say 503.
+    #[arg(long, default_value_t = 60, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
+    health_timeout: u64,
     /// Milliseconds between two syncs: changes within are written together. Longer saves CPU, shorter reacts sooner.
     #[arg(long, default_value_t = 5, value_name = "MS")]
     min_sync_period: u64,
@@ -197,12 +219,6 @@ impl Sizes {
 
 impl RunArgs {
     fn into_config(self) -> anyhow::Result<Config> {
-        let healthz = match self.healthz_bind_address.as_str() {
-            "" => None,
-            text => {
-                Some(text.parse::<SocketAddr>().with_context(|| format!("--healthz-bind-address {text:?}"))?)
-            }
-        };
         let max_entries = config::max_entries(self.sizes.in_order())?;
         config::check_tables(self.algorithm, self.maglev_table_size, &max_entries)?;
         Ok(Config {
@@ -219,7 +235,10 @@ impl RunArgs {
             table_size: self.maglev_table_size,
             nodeport_addresses: self.nodeport_addresses,
             external_ip_cidrs: self.external_ip_cidrs,
-            healthz,
+            healthz: config::listen_address("--healthz-bind-address", &self.healthz_bind_address, 10256)?,
+            metrics: config::listen_address("--metrics-bind-address", &self.metrics_bind_address, 10249)?,
+            bind_address_hard_fail: self.bind_address_hard_fail,
+            health_timeout: Duration::from_secs(self.health_timeout),
             min_sync_period: Duration::from_millis(self.min_sync_period),
             full_sync_period: Duration::from_secs(self.full_sync_period.max(1)),
             gc_period: Duration::from_secs(self.gc_period),
@@ -268,7 +287,8 @@ fn stop_on_signals(stop: &CancellationToken) -> anyhow::Result<()> {
 struct Agent {
     admin: Admin,
     follower: Follower,
-    /// Tells [`Admin::attached`].
+    metrics: Metrics,
+    /// True once the socket programs are attached, and every device found at the start is, or was refused.
     attached: watch::Sender<bool>,
     restarted: bool,
     /// Tasks whose end with an error ends the agent.
@@ -292,50 +312,40 @@ impl Agent {
         let (follower, node_addresses) = Follower::new(follow, &pins, Arc::clone(&attacher)).await?;
         tracing::info!(nodeport_addresses = ?node_addresses.borrow().0, "devices read");
 
-        let mut tasks = JoinSet::new();
+        let (mut tasks, metrics) = (JoinSet::new(), Metrics::default());
+        let (attached, is_attached) = watch::channel(false);
+        let needs_node = matches!(config.source, Source::Kubernetes { .. });
+        let outputs = Outputs {
+            health: Health::new(config.health_timeout, needs_node, is_attached),
+            metrics: metrics.control_plane.clone(),
+            health_checks: watch::Sender::default(),
+        };
+        let (events, queue) = node_events::channel();
         let (changes, inbox) = mpsc::channel(CHANGES);
-        let source = start_source(config, changes, stop, &mut tasks);
+        let source = start_source(config, (changes, queue), stop, &mut tasks);
         let (queries, asked) = mpsc::channel(16);
+        let addresses = node_addresses.clone();
         let inputs = Inputs { changes: inbox, node_addresses, queries: asked, shutdown: stop.clone() };
-        let reconcile_config = ReconcileConfig {
-            node_name: config.node_name.clone(),
-            external_ip_cidrs: config.external_ip_cidrs.clone(),
-            algorithm: config.algorithm,
-            table_size: config.table_size,
-            first_id: None,
-        };
-        let reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, reconcile_config)?;
-        let timing = Timing {
-            min_sync_period: config.min_sync_period,
-            full_sync_period: config.full_sync_period,
-            ..Timing::default()
-        };
-        tokio::spawn(reconcile::run(reconciler, inputs, timing));
+        let admin = admin(config, source, attacher, queries);
+        servers::start(
+            config,
+            &servers::Parts { admin: &admin, metrics: &metrics, outputs: &outputs, addresses, events },
+            stop,
+            &mut tasks,
+        );
+        start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
         // The verifier holds the thread until it is done.
-        let mut guard = attacher.lock().await;
+        let mut guard = admin.attacher.lock().await;
         tokio::task::block_in_place(|| guard.load_programs())?;
         drop(guard);
         tracing::info!("programs loaded");
-        let manifests = match &config.source {
-            Source::Manifests(dir) => dir.display().to_string(),
-            Source::Kubernetes { .. } => String::new(),
-        };
-        let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
-        let (attached, is_attached) = watch::channel(false);
-        let node = config.node_name.clone();
-        let admin = Admin { node, manifests, source, cgroup, attached: is_attached, attacher, queries };
-        Ok(Self { admin, follower, attached, restarted, tasks })
+        Ok(Self { admin, follower, metrics, attached, restarted, tasks })
     }
 
     async fn finish(mut self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
         admin::serve_socket(&config.run_dir, self.admin.clone(), stop.clone())
             .await
             .with_context(|| format!("admin socket in {}", config.run_dir.display()))?;
-        if let Some(address) = config.healthz {
-            admin::serve_healthz(address, self.admin.clone(), stop.clone())
-                .await
-                .with_context(|| format!("--healthz-bind-address {address}"))?;
-        }
         if !self.restarted {
             tokio::select! {
                 () = first_sync(&self.admin) => tracing::info!("first sync done"),
@@ -347,7 +357,7 @@ impl Agent {
         let pins = self.admin.attacher.lock().await.datapath().pins.clone();
         let follower = tokio::spawn(self.follower.run(self.attached, stop.clone()));
         start_retirement(config, &self.admin, stop);
-        start_collection(config, &pins, stop)?;
+        start_collection(config, &pins, self.metrics.collection, stop)?;
         events::start_log(pins.dir(), config.events_sample)?;
         let result = tokio::select! {
             ended = first_failure(&mut self.tasks) => ended,
@@ -357,6 +367,49 @@ impl Agent {
         follower.await?;
         result
     }
+}
+
+fn admin(
+    config: &Config,
+    source: Option<watch::Receiver<SourceStatus>>,
+    attacher: Arc<Mutex<Attacher>>,
+    queries: mpsc::Sender<Query>,
+) -> Admin {
+    let manifests = match &config.source {
+        Source::Manifests(dir) => dir.display().to_string(),
+        Source::Kubernetes { .. } => String::new(),
+    };
+    let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
+    Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries }
+}
+
+/// Starts the reconcile loop. The agent ends with it if it panics: it must not survive with half a change taken in
+/// (spec 8.5).
+fn start_loop(
+    config: &Config,
+    maps: BpfMaps,
+    inputs: Inputs,
+    outputs: Outputs,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let reconcile_config = ReconcileConfig {
+        node_name: config.node_name.clone(),
+        external_ip_cidrs: config.external_ip_cidrs.clone(),
+        algorithm: config.algorithm,
+        table_size: config.table_size,
+        first_id: None,
+    };
+    let reconciler = Reconciler::new(maps, reconcile_config)?;
+    let timing = Timing {
+        min_sync_period: config.min_sync_period,
+        full_sync_period: config.full_sync_period,
+        ..Timing::default()
+    };
+    tasks.spawn(async move {
+        reconcile::run(reconciler, inputs, outputs, timing).await;
+        Ok(())
+    });
+    Ok(())
 }
 
 fn load_config(config: &Config) -> LoadConfig {
@@ -370,7 +423,7 @@ fn load_config(config: &Config) -> LoadConfig {
 
 fn start_source(
     config: &Config,
-    changes: mpsc::Sender<Change>,
+    (changes, events): (mpsc::Sender<Change>, EventQueue),
     stop: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Option<watch::Receiver<SourceStatus>> {
@@ -388,7 +441,8 @@ fn start_source(
                 api_servers: api_servers.clone(),
                 node_name: config.node_name.clone(),
                 page_size: PAGE_SIZE,
-            });
+            })
+            .with_events(events);
             tracing::info!("watching the cluster");
             let status = source.status();
             tasks.spawn(async move { Ok(source.run(changes, stop).await?) });
@@ -453,6 +507,7 @@ fn start_retirement(config: &Config, admin: &Admin, stop: &CancellationToken) {
 fn start_collection(
     config: &Config,
     pins: &crate::datapath::pins::Pins,
+    metrics: CollectionMetrics,
     stop: &CancellationToken,
 ) -> anyhow::Result<()> {
     let mut four = Connections::<V4>::open(pins.dir())?;
@@ -464,15 +519,27 @@ fn start_collection(
                 () = stop.cancelled() => return,
                 _ = ticks.tick() => {}
             }
-            let now = conntrack_gc::now();
             // Thousands of system calls: not on a thread that others wait for.
-            for result in tokio::task::block_in_place(|| [four.collect(now), six.collect(now)]) {
-                match result {
-                    Ok(found) => tracing::debug!(found.entries, found.removed, "connections collected"),
-                    Err(error) => tracing::warn!("collect connections: {error}"),
-                }
-            }
+            tokio::task::block_in_place(|| {
+                collect(&mut four, IpFamily::V4, &metrics);
+                collect(&mut six, IpFamily::V6, &metrics);
+            });
         }
     });
     Ok(())
+}
+
+fn collect<F: Family>(connections: &mut Connections<F>, family: IpFamily, metrics: &CollectionMetrics)
+where
+    FlowKey<F>: bytemuck::Pod + aya::Pod,
+    ConnectionValue<F>: bytemuck::Pod + aya::Pod,
+{
+    let begun = Instant::now();
+    let result = connections.collect(conntrack_gc::now());
+    let removed = result.as_ref().ok().map(|found| found.removed);
+    metrics.collected(family, begun.elapsed(), removed);
+    match result {
+        Ok(found) => tracing::debug!(found.entries, found.removed, "connections collected"),
+        Err(error) => tracing::warn!("collect connections: {error}"),
+    }
 }

@@ -1,10 +1,7 @@
 //! `lb-agent status`.
 
 use super::{ListArgs, Output, print_json, table};
-use crate::{
-    admin::{self, StatusReport},
-    datapath::attach::Mechanism,
-};
+use crate::admin::{self, StatusReport};
 
 /// Shows the state of a running agent.
 pub(super) async fn show(args: &ListArgs) -> anyhow::Result<()> {
@@ -14,15 +11,11 @@ pub(super) async fn show(args: &ListArgs) -> anyhow::Result<()> {
     }
     show_sync(&status);
     let attachments = status.attachments.into_iter().map(|attachment| {
-        let mechanism = match attachment.mechanism {
-            Mechanism::Tcx => "tcx",
-            Mechanism::Clsact => "clsact",
-        };
         vec![
             attachment.device,
             attachment.ifindex.to_string(),
             attachment.role,
-            mechanism.to_owned(),
+            attachment.mechanism.name().to_owned(),
             attachment.reason,
             attachment.xdp.place.name().to_owned(),
             attachment.xdp.reason,

@@ -1,6 +1,6 @@
 //! core/v1 Service → [`Service`] (spec 1.7 to 1.15, 1.35 to 1.58).
 
-use std::{net::IpAddr, str::FromStr};
+use std::{net::IpAddr, str::FromStr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::api::core::v1;
@@ -38,6 +38,7 @@ pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) 
     }
     let external_policy = external_policy(spec);
     let service = Service {
+        uid: uid(object),
         created_s: object.metadata.creation_timestamp.as_ref().map_or(i64::MAX, |time| time.0.as_second()),
         external_ips: external_ips(spec, rules, faults),
         load_balancer_ips: load_balancer_ips(object, faults),
@@ -52,6 +53,12 @@ pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) 
     };
     warn_of_closed_families(&service, faults);
     Some(service)
+}
+
+/// Kept only where an event may name it: the Services of a large cluster need no 36 bytes each.
+fn uid(object: &v1::Service) -> Arc<str> {
+    let has_health_check = object.spec.as_ref().is_some_and(|spec| spec.health_check_node_port.is_some());
+    object.metadata.uid.as_deref().filter(|_| has_health_check).unwrap_or_default().into()
 }
 
 /// One address per family: by `ipFamilies`, or without it `clusterIP` alone (spec 1.9, 1.10).

@@ -287,7 +287,7 @@ fn only_the_own_node_counts() {
         ))
         .unwrap();
         let (converted, _) = convert(&Object::Node(Box::new(node)), &rules);
-        let got = if let Converted::Node(node) = converted { Some(node.zone) } else { None };
+        let got = if let Converted::Node(node, _) = converted { Some(node.zone) } else { None };
         assert_eq!(got, expected.map(|zone: Option<&str>| zone.map(Into::into)), "spec 2.18, 9.12");
     }
 }

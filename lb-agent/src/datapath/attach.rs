@@ -136,6 +136,16 @@ pub enum Mechanism {
     Clsact,
 }
 
+impl Mechanism {
+    /// Its name in metrics and listings.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Tcx => "tcx",
+            Self::Clsact => "clsact",
+        }
+    }
+}
+
 /// Direction of a device's hook, as the host sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {

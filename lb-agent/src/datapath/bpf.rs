@@ -433,6 +433,79 @@ pub fn count_keys(map: BorrowedFd<'_>, key_size: usize, limit: u32) -> io::Resul
     Ok(count)
 }
 
+/// As [`count_keys`], in batches, for maps of which the kernel reads batches (hashes, tries). Linux 5.6.
+pub fn count_entries(
+    map: BorrowedFd<'_>,
+    key_size: usize,
+    value_size: usize,
+    limit: u32,
+) -> io::Result<usize> {
+    let (mut room, mut count) = (BATCH, 0);
+    let (mut keys, mut values) = (vec![0u8; room * key_size], vec![0u8; room * value_size]);
+    // A trie's cursor is a key, a hash's a bucket of 32 bits.
+    let mut cursor = vec![0u8; key_size.max(size_of::<u32>())];
+    let mut is_first = true;
+    loop {
+        let mut attr = LookupBatch {
+            in_batch: if is_first { 0 } else { cursor.as_ptr() as u64 },
+            out_batch: cursor.as_mut_ptr() as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: room as u32,
+            map_fd: raw(map),
+            ..LookupBatch::zeroed()
+        };
+        // SAFETY: `LookupBatch` is the layout of BPF_MAP_LOOKUP_BATCH; the cursor has room for a key or a bucket, keys
+        // and values for `count` entries of the map's sizes (values of these maps are not per CPU).
+        let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+        match result.err().and_then(|error| error.raw_os_error()) {
+            None => count += attr.count as usize,
+            Some(libc::ENOENT) => return Ok(count + room.min(attr.count as usize)),
+            // A bucket with more entries than there is room for; nothing was read.
+            Some(libc::ENOSPC) => {
+                room *= 2;
+                keys.resize(room * key_size, 0);
+                values.resize(room * value_size, 0);
+                continue;
+            }
+            Some(code) => return Err(io::Error::from_raw_os_error(code)),
+        }
+        is_first = false;
+        if count >= limit as usize {
+            return Ok(count);
+        }
+    }
+}
+
+/// Values of `count` entries from index `first` on of a per-CPU array: `cpus` values each, the number of possible CPUs;
+/// fewer entries if the array ends. `V` must have the size of the map's values, which is a multiple of 8. Linux 5.13.
+pub fn read_per_cpu<V: Pod>(map: BorrowedFd<'_>, cpus: usize, first: u32, count: u32) -> io::Result<Vec<V>> {
+    const { assert!(size_of::<V>().is_multiple_of(8), "the kernel rounds values up to 8 bytes") };
+    let mut keys = vec![0u32; count as usize];
+    let mut values = vec![V::zeroed(); count as usize * cpus];
+    // The kernel begins behind the cursor.
+    let before = first.checked_sub(1);
+    let (cursor, mut next) = (before.unwrap_or_default(), 0u32);
+    let mut attr = LookupBatch {
+        in_batch: if before.is_some() { std::ptr::from_ref(&cursor) as u64 } else { 0 },
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count,
+        map_fd: raw(map),
+        ..LookupBatch::zeroed()
+    };
+    // SAFETY: `LookupBatch` is the layout of BPF_MAP_LOOKUP_BATCH; an array's cursors are indexes of 32 bits, keys have
+    // room for `count` of them and values for `cpus` values each.
+    let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
+    match result.err().and_then(|error| error.raw_os_error()) {
+        None | Some(libc::ENOENT) => {}
+        Some(code) => return Err(io::Error::from_raw_os_error(code)),
+    }
+    values.truncate(attr.count as usize * cpus);
+    Ok(values)
+}
+
 /// Entries read at once by [`walk`], unless a bucket holds more.
 const BATCH: usize = 4096;
 

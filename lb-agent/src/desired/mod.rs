@@ -4,6 +4,7 @@
 //! to what the maps have goes into a [`Delta`]. Called by the reconciler for each dirty service. What must stay true:
 //! an id or a run is never given to another owner while the maps still know the former one.
 
+pub mod census;
 pub mod claims;
 pub mod frontends;
 pub mod ids;
@@ -25,6 +26,7 @@ use lb_common::{
 
 use crate::{
     desired::{
+        census::{NoLocal, no_local},
         claims::Contested,
         frontends::{Origin, Runs},
         ids::{BackendTable, IdPool, Membership},
@@ -37,6 +39,7 @@ use crate::{
     model::{
         Model,
         backend::{Backend, BackendAddress, gather},
+        family::PerFamily,
         node::NodeAddresses,
         service::{Algorithm, Port, PortName, Service, ServiceName},
     },
@@ -90,6 +93,7 @@ pub struct PortRecord {
     runs: Box<[Run]>,
     /// How backends are chosen from them.
     algorithm: Algorithm,
+    no_local: PerFamily<NoLocal>,
 }
 
 /// What one service port wants in one family.
@@ -181,6 +185,7 @@ struct Sets {
     cluster: Vec<BackendId>,
     local: Vec<BackendId>,
     has_any: bool,
+    no_local: NoLocal,
 }
 
 impl Desired {
@@ -278,7 +283,9 @@ impl Desired {
                 return Err(error);
             }
         };
-        self.ports.entry(id).or_default().owner = Some(owner(name, service, port));
+        let record = self.ports.entry(id).or_default();
+        record.owner = Some(owner(name, service, port));
+        record.no_local = PerFamily { v4: draft.v4.no_local, v6: draft.v6.no_local };
         let (runs4, runs6) = (placement.v4, placement.v6);
         self.set_placement(id, name, placement, target);
         let origin = Origin { service, port, id };
@@ -322,7 +329,8 @@ impl Desired {
             let id = self.backends.id(address(backend, port)).ok_or_else(exhausted)?;
             ids.push(id);
         }
-        let selection = select(&backends, policies::<F>(service, port), around.model.node());
+        let policies = policies::<F>(service, port);
+        let selection = select(&backends, policies, around.model.node());
         let mut sets = vec![MemberSets::default(); ids.len()];
         selection.cluster.iter().for_each(|&index| sets[index] = sets[index].with(MemberSets::CLUSTER));
         selection.local.iter().for_each(|&index| sets[index] = sets[index].with(MemberSets::LOCAL));
@@ -331,6 +339,7 @@ impl Desired {
             Some(Membership { backend: *id, state, sets, is_local: backend.is_local })
         }));
         Ok(Sets {
+            no_local: no_local(policies, &selection),
             cluster: selection.cluster.into_iter().map(|index| ids[index]).collect(),
             local: selection.local.into_iter().map(|index| ids[index]).collect(),
             has_any: selection.has_any,

@@ -5,6 +5,8 @@
 //! annotations, a resync) makes nothing dirty (spec 8.22).
 
 pub mod backend;
+pub mod family;
+pub mod health_check;
 pub mod node;
 pub mod service;
 
@@ -19,7 +21,7 @@ use crate::{
     convert::{self, Converted, Rules},
     model::{
         backend::{Origin, Slice},
-        node::Node,
+        node::{Node, NodePresence},
         service::{Service, ServiceName},
     },
     source::{Change, Kind, ObjectRef, Refusal},
@@ -58,6 +60,7 @@ pub struct Model {
     /// label does (spec 1.32).
     slice_owners: HashMap<(Arc<str>, SliceName), Arc<str>>,
     node: Node,
+    node_presence: NodePresence,
     service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
     refusals: BTreeMap<ObjectRef, Vec<Refusal>>,
     unreadable: BTreeMap<String, Vec<Refusal>>,
@@ -127,6 +130,11 @@ impl Model {
         &self.node
     }
 
+    /// What this node's Node object says about its future.
+    pub fn node_presence(&self) -> NodePresence {
+        self.node_presence
+    }
+
     /// The networks ClusterIPs are taken from, of every ServiceCIDR object (spec 5.12).
     pub fn service_cidrs(&self) -> BTreeSet<IpNet> {
         self.service_cidrs.values().flatten().copied().collect()
@@ -152,7 +160,10 @@ impl Model {
         match converted {
             Converted::Service(service) => self.set_service(id, Some(Box::new(service))),
             Converted::Slice(slice) => self.set_slice(id, slice),
-            Converted::Node(node) => self.set_node(node),
+            Converted::Node(node, presence) => {
+                self.node_presence = presence;
+                self.set_node(node)
+            }
             Converted::ServiceCidr(cidrs) => {
                 match self.service_cidrs.insert(id.name.as_str().into(), cidrs.clone()) {
                     Some(former) if former == cidrs => Dirty::NOTHING,
@@ -168,6 +179,10 @@ impl Model {
             Kind::Service => self.set_service(id, None),
             Kind::EndpointSlice | Kind::Endpoints => self.delete_slice(id),
             // The zone outlives the Node object (spec 9.6).
+            Kind::Node if *id.name == *self.node.name => {
+                self.node_presence = NodePresence::Missing;
+                Dirty::NOTHING
+            }
             Kind::Node => Dirty::NOTHING,
             Kind::ServiceCidr => match self.service_cidrs.remove(id.name.as_str()) {
                 Some(_) => Dirty::ServiceCidrs,

@@ -20,6 +20,19 @@ impl Node {
     }
 }
 
+/// Whether load balancers may send traffic to this node, as far as its Node object says (KEP-3836, spec 6.23). What
+/// the node forwards does not depend on it (spec 9.11).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum NodePresence {
+    /// No Node object is known.
+    #[default]
+    Missing,
+    /// There is one.
+    Present,
+    /// There is one that is being deleted, or that the cluster autoscaler is about to remove.
+    Leaving,
+}
+
 /// The addresses of this node that NodePorts listen on: already filtered, without loopback addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeAddresses(pub BTreeSet<IpAddr>);

@@ -87,6 +87,8 @@ impl fmt::Display for Algorithm {
 /// A proxied Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
+    /// `metadata.uid`; may be empty.
+    pub uid: Arc<str>,
     /// `creationTimestamp` in seconds since 1970; without one the Service counts as the youngest.
     pub created_s: i64,
     /// At most one address per family. A family without one is not proxied at all (spec 1.9).

@@ -1,6 +1,9 @@
 //! What an operator sees of the reconciler: service ports with all they lead to, and backends.
 
-use std::{collections::HashMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+};
 
 use lb_common::{
     backend::{BackendFlags, BackendState, MemberSets},
@@ -11,15 +14,24 @@ use lb_common::{
 use crate::{
     desired::{PortRecord, RecordFamily},
     maps::{Maps, dump::socket_address},
+    metrics::snapshot::ControlSnapshot,
     model::{
         backend::BackendAddress,
+        family::PerFamily,
         service::{Service, ServiceName},
     },
     reconcile::Reconciler,
     report::{BackendReport, FrontendReport, ServicePortReport},
+    source::Refusal,
 };
 
 use lb_common::family::{V4, V6};
+
+/// `Service` of `Service default/web`; what a file's path begins with is no kind.
+fn kind_of(refusal: &Refusal) -> &str {
+    let word = refusal.object.split(' ').next().unwrap_or_default();
+    if word.contains('/') { "file" } else { word }
+}
 
 /// Address of a host → its node.
 type Nodes<'a> = HashMap<IpAddr, &'a str>;
@@ -46,6 +58,25 @@ impl<M: Maps> Reconciler<M> {
             .collect();
         reports.sort_unstable_by_key(|report| report.id);
         reports
+    }
+
+    /// What a scrape of metrics needs.
+    pub fn snapshot(&self) -> ControlSnapshot {
+        let v4 = self.have.v4.backends.keys();
+        let backends = v4.chain(self.have.v6.backends.keys());
+        let mut refusals = BTreeMap::new();
+        for refusal in self.refusals() {
+            *refusals.entry(kind_of(&refusal).to_owned()).or_default() += 1;
+        }
+        ControlSnapshot {
+            is_synced: self.stats.is_synced,
+            services: self.model.services().count(),
+            service_ports: self.desired.service_ports().collect(),
+            frontends: PerFamily { v4: self.have.v4.frontends.len(), v6: self.have.v6.frontends.len() },
+            backends: backends.filter_map(|id| Some((*id, self.desired.backend(*id)?))).collect(),
+            no_local: self.desired.no_local(),
+            refusals,
+        }
     }
 
     fn add_nodes<'a>(&'a self, name: &ServiceName, nodes: &mut Nodes<'a>) {

@@ -32,6 +32,7 @@ pub use super::api_servers::{ApiServerError, SourceStatus, Timeouts};
 use super::{
     Change, HEADLESS_CLUSTER_IP, HEADLESS_LABEL, Kind, Object, ObjectRef, SERVICE_PROXY_NAME_LABEL,
     api_servers::{ApiServer, ApiServers, Backoff, random_fraction},
+    events::{self, EventQueue},
 };
 
 /// The annotation in which `kubectl apply` keeps a copy of the whole object.
@@ -72,12 +73,19 @@ pub struct KubernetesSource {
     config: KubernetesConfig,
     timeouts: Timeouts,
     status: watch::Sender<SourceStatus>,
+    events: Option<EventQueue>,
 }
 
 impl KubernetesSource {
     /// A source that talks to nobody yet.
     pub fn new(config: KubernetesConfig) -> Self {
-        Self { config, timeouts: Timeouts::default(), status: watch::Sender::default() }
+        Self { config, timeouts: Timeouts::default(), status: watch::Sender::default(), events: None }
+    }
+
+    /// Also publishes these events.
+    #[must_use]
+    pub fn with_events(self, events: EventQueue) -> Self {
+        Self { events: Some(events), ..self }
     }
 
     /// With other waiting times.
@@ -98,7 +106,7 @@ impl KubernetesSource {
         changes: mpsc::Sender<Change>,
         stop: CancellationToken,
     ) -> Result<(), KubernetesSourceError> {
-        let Self { config, timeouts, status } = self;
+        let Self { config, timeouts, status, events } = self;
         let servers =
             ApiServers::open(config.kubeconfig.as_deref(), &config.api_servers, &timeouts, status).await?;
         let shared = Arc::new(Shared { servers, timeouts, page_size: config.page_size, changes });
@@ -113,6 +121,11 @@ impl KubernetesSource {
             boxed(KindWatch::<ServiceCIDR>::new(&shared, Selectors::default())),
         ] {
             watches.spawn(stop.clone().run_until_cancelled_owned(watch));
+        }
+        if let Some(events) = events {
+            let shared = shared.clone();
+            let publish = async move { events::publish(&shared.servers, events, &config.node_name).await };
+            watches.spawn(stop.run_until_cancelled_owned(publish));
         }
         while let Some(ended) = watches.join_next().await {
             ended?;

@@ -2,6 +2,7 @@
 //! A source sends [`Change`]s; it never interprets what an object says.
 
 mod api_servers;
+pub mod events;
 pub mod file;
 mod inventory;
 pub mod kubernetes;

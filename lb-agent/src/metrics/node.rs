@@ -1,0 +1,75 @@
+//! The datapath as a whole: verdicts, how full the maps are, what programs are attached to.
+
+use std::{fmt, path::Path, time::UNIX_EPOCH};
+
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
+
+use super::{encode_counters, encode_gauge, encode_gauges};
+use crate::{
+    datapath::attach::Attachment,
+    inspect::{self, InspectError, MapFill, VerdictCount},
+    source::kubernetes::SourceStatus,
+};
+
+/// What was read.
+#[derive(Debug, Default)]
+pub struct Node {
+    /// Devices with programs.
+    pub attachments: Vec<Attachment>,
+    /// Devices that refused them, or could not be read.
+    pub failures: usize,
+    /// Of the API server.
+    pub source: Option<SourceStatus>,
+    /// How full the maps are.
+    pub maps: Vec<MapFill>,
+    /// What the datapath decided.
+    pub verdicts: Vec<VerdictCount>,
+}
+
+impl Node {
+    /// Adds what the maps pinned in `dir` say.
+    pub fn read_maps(&mut self, dir: &Path) -> Result<(), InspectError> {
+        self.maps = inspect::map_fill(dir)?;
+        self.verdicts = inspect::verdicts(dir)?;
+        Ok(())
+    }
+
+    fn last_contact_s(&self) -> Option<f64> {
+        let at = self.source.as_ref()?.last_contact?;
+        Some(at.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
+    }
+}
+
+impl Collector for Node {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let encoder = &mut encoder;
+        let label = |row: &VerdictCount| [("verdict", row.verdict.clone())];
+        let packets = self.verdicts.iter().map(|row| (label(row), row.packets));
+        encode_counters(encoder, ("lb_verdict_packets", "Packets and socket calls by verdict"), packets)?;
+        let bytes = self.verdicts.iter().map(|row| (label(row), row.bytes));
+        encode_counters(encoder, ("lb_verdict_bytes", "Bytes of these packets"), bytes)?;
+        let label = |map: &MapFill| [("map", map.name.clone())];
+        let entries = self.maps.iter().map(|map| (label(map), map.entries));
+        encode_gauges(encoder, ("lb_map_entries", "Entries in a map"), entries)?;
+        let max = self.maps.iter().map(|map| (label(map), map.max));
+        encode_gauges(encoder, ("lb_map_entries_max", "Entries there is room for"), max)?;
+        let attachments = self.attachments.iter().map(|attachment| (attachment_labels(attachment), 1_u32));
+        encode_gauges(encoder, ("lb_attachment_info", "1 for each device with programs"), attachments)?;
+        let help = "Devices whose programs could not be attached and are tried again";
+        encode_gauge(encoder, ("lb_attach_failures", help), self.failures)?;
+        let help = "When an API server last answered or sent an event; 0: not yet, or there is none";
+        let name = "lb_source_last_contact_timestamp_seconds";
+        encode_gauge(encoder, (name, help), self.last_contact_s().unwrap_or_default())?;
+        let version = [([("version", env!("CARGO_PKG_VERSION"))], 1_u32)];
+        encode_gauges(encoder, ("lb_build_info", "1, with the version of the agent"), version.into_iter())
+    }
+}
+
+fn attachment_labels(attachment: &Attachment) -> [(&'static str, String); 4] {
+    [
+        ("device", attachment.device.clone()),
+        ("role", attachment.role.clone()),
+        ("mechanism", attachment.mechanism.name().to_owned()),
+        ("reason", attachment.reason.clone()),
+    ]
+}
