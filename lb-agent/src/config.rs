@@ -25,6 +25,7 @@ use crate::{
     },
     desired::maglev::TableSize,
     model::service::Algorithm,
+    node_tuning::NodeTuning,
 };
 
 /// Which values do not make a configuration.
@@ -190,12 +191,16 @@ pub struct Config {
     pub health_timeout: Duration,
     /// From one sync to the next.
     pub min_sync_period: Duration,
+    /// The longest wait before a failed sync is tried again.
+    pub retry_period_max: Duration,
     /// Between comparisons of maps with what was written.
     pub full_sync_period: Duration,
     /// Between collections of dead connections.
     pub gc_period: Duration,
     /// Entries of maps, by name.
     pub max_entries: BTreeMap<&'static str, u32>,
+    /// What is set in the kernel for the node as a whole.
+    pub tuning: NodeTuning,
     /// SNAT source ports.
     pub snat_ports: PortRange,
     /// One in this many verdicts is logged; 0: none.

@@ -26,4 +26,7 @@ pub mod report;
 pub mod admin;
 pub mod inspect;
 pub mod config;
+pub mod setting;
+pub mod kube_proxy;
+pub mod node_tuning;
 pub mod cli;

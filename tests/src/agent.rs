@@ -86,6 +86,8 @@ impl Agent {
             .arg(self.cgroup.path())
             .arg("--healthz-bind-address")
             .arg(HEALTHZ.to_string());
+        // These are the machine's and not the namespace's.
+        command.args(["--conntrack-max-per-core=0", "--oom-score-adj=0"]);
         command.args(&self.extra_args).stdout(log.try_clone()?).stderr(log);
         self.process = Some(Process::spawn(&mut command)?);
         Ok(())

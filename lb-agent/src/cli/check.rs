@@ -2,18 +2,24 @@
 //!
 //! What must stay true: it changes nothing on the node, and fails exactly if `run` would.
 
-use std::{fs, path::Path, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::{Dirs, Output, print_json};
+use super::{Dirs, Output, print_json, table};
 use crate::{
     config::{self, PortRange},
     datapath::{
         kernel::{self, Capabilities, Capability, Release},
         pins,
     },
+    kube_proxy,
 };
 
 /// Flags of `check`.
@@ -24,6 +30,9 @@ pub(super) struct CheckArgs {
     /// SNAT ports that `run` will be given.
     #[arg(long, default_value_t = PortRange::default(), value_name = "MIN-MAX")]
     snat_ports: PortRange,
+    /// Say what becomes of each field of kube-proxy's configuration file, and nothing else; fails if one is refused.
+    #[arg(long, value_name = "FILE")]
+    kube_proxy_config: Option<PathBuf>,
     /// A table to read, or JSON to process.
     #[arg(short, long, value_enum, default_value_t = Output::Table)]
     output: Output,
@@ -59,6 +68,9 @@ fn fail(what: impl Into<String>, remedy: &'static str) -> Finding {
 
 /// Prints every finding; an error if one is a failure.
 pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
+    if let Some(path) = &args.kube_proxy_config {
+        return check_kube_proxy_config(path, args.output);
+    }
     let mut findings = kernel_findings();
     findings.extend(capability_findings());
     findings.extend(mount_findings(&args.dirs.pin_dir));
@@ -71,6 +83,31 @@ pub(super) fn check(args: &CheckArgs) -> anyhow::Result<()> {
     }
     let failures = findings.iter().filter(|finding| finding.level == Level::Fail).count();
     if failures == 0 { Ok(()) } else { anyhow::bail!("{failures} checks failed") }
+}
+
+fn check_kube_proxy_config(path: &Path, output: Output) -> anyhow::Result<()> {
+    let text = fs::read_to_string(path).with_context(|| format!("read {}", path.display()))?;
+    let migration = kube_proxy::migrate(&text).with_context(|| path.display().to_string())?;
+    if output == Output::Json {
+        print_json(&migration)?;
+    } else {
+        let rows = migration.rows.iter().map(|row| {
+            let value = row.value.as_ref().map(ToString::to_string).unwrap_or_default();
+            vec![
+                row.field.clone(),
+                value,
+                row.outcome.name().to_owned(),
+                row.flags.join(" "),
+                row.note.clone(),
+            ]
+        });
+        println!("{}", table(&["FIELD", "VALUE", "HERE", "FLAGS", "NOTE"], rows));
+        migration.warnings.iter().for_each(|warning| println!("warning: {warning}"));
+    }
+    match migration.refused().count() {
+        0 => Ok(()),
+        refused => anyhow::bail!("{refused} fields refused"),
+    }
 }
 
 fn print_line(finding: &Finding) {

@@ -2,10 +2,13 @@
 //!
 //! What must stay true: exit code 0 for success and 1 for failure, answers on stdout, messages on stderr.
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 use anyhow::Context as _;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{ArgMatches, Args, Parser, Subcommand, ValueEnum};
 use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
@@ -15,9 +18,11 @@ mod cleanup;
 mod connections;
 mod dump;
 mod events;
+mod node_args;
 mod run;
 mod servers;
 mod services;
+mod settings;
 mod status;
 
 const EXAMPLES: &str = "\
@@ -106,11 +111,7 @@ enum Output {
 
 /// Parses the arguments and does as they say.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if !matches!(cli.command, Command::Run(_)) {
-        end_with_the_reader();
-    }
-    match execute(cli.command) {
+    match settings::parse(std::env::args_os().collect()).and_then(execute) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("lb-agent: {error:#}");
@@ -125,14 +126,20 @@ fn end_with_the_reader() {
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_DFL) };
 }
 
-fn execute(command: Command) -> anyhow::Result<()> {
+fn execute(parsed: settings::Parsed) -> anyhow::Result<()> {
+    let settings::Parsed { cli: Cli { command }, matches, notes } = parsed;
+    match &command {
+        Command::Run(args) if args.write_config_to.is_some() => return write_config(args, &matches),
+        Command::Run(_) => {}
+        _ => end_with_the_reader(),
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .context("start the runtime")?;
     match command {
-        Command::Run(args) => runtime.block_on(run::run(*args)),
+        Command::Run(args) => runtime.block_on(run::run(*args, &notes)),
         Command::Services(args) => runtime.block_on(services::list(&args)),
         Command::Backends(args) => runtime.block_on(backends::list(&args)),
         Command::Connections(args) => connections::list(&args),
@@ -141,6 +148,20 @@ fn execute(command: Command) -> anyhow::Result<()> {
         Command::Check(args) => check::check(&args),
         Command::Cleanup(dirs) => runtime.block_on(cleanup::cleanup(&dirs)),
         Command::Events(args) => runtime.block_on(events::follow(&args)),
+    }
+}
+
+/// `run --write-config-to`: the flags in force, as a file; `-` is stdout.
+fn write_config(args: &run::RunArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+    let text = matches.subcommand_matches("run").map(settings::render).transpose()?.unwrap_or_default();
+    match args.write_config_to.as_deref() {
+        Some(path) if path != Path::new("-") => {
+            std::fs::write(path, text).with_context(|| format!("write {}", path.display()))
+        }
+        _ => {
+            print!("{text}");
+            Ok(())
+        }
     }
 }
 

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Dirs, events, servers};
+use super::{Dirs, events, node_args::NodeArgs, servers};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, PortRange, Source},
@@ -46,6 +46,7 @@ use crate::{
     },
     desired::maglev::TableSize,
     health::proxy::Health,
+    kube_proxy::GoDuration,
     maps::bpf::BpfMaps,
     metrics::{collection::CollectionMetrics, server::Metrics},
     model::{family::IpFamily, service::Algorithm},
@@ -71,6 +72,20 @@ const PAGE_SIZE: u32 = 500;
 pub(super) struct RunArgs {
     #[command(flatten)]
     dirs: Dirs,
+    /// Read flags from this file (YAML, `apiVersion: lb-ebpf.io/v1alpha1`, `kind: AgentConfiguration`; --gc-period is
+    /// the field gcPeriod). Flags given here win. Read once, at the start.
+    #[arg(long, value_name = "FILE")]
+    pub(super) config: Option<PathBuf>,
+    /// Take over kube-proxy's configuration file (KubeProxyConfiguration, or kubeadm's ConfigMap with it). Flags and
+    /// --config win. `lb-agent check --kube-proxy-config FILE` says what becomes of each field.
+    #[arg(long, value_name = "FILE")]
+    pub(super) kube_proxy_config: Option<PathBuf>,
+    /// Write the flags in force as a file for --config, and end; `-` is stdout.
+    #[arg(long, value_name = "FILE")]
+    pub(super) write_config_to: Option<PathBuf>,
+    /// Set the node's sysctls and end: what an init container with more rights does.
+    #[arg(long)]
+    init_only: bool,
     /// This node's name in Kubernetes: endpoints with it are local. Default: the host name. Trimmed, lower case.
     #[arg(long, env = "NODE_NAME", value_name = "NAME")]
     node_name: Option<String>,
@@ -141,6 +156,9 @@ pub(super) struct RunArgs {
     /// Milliseconds between two syncs: changes within are written together. Longer saves CPU, shorter reacts sooner.
     #[arg(long, default_value_t = 5, value_name = "MS")]
     min_sync_period: u64,
+    /// The longest wait before a failed sync is tried again (30s, 1m30s); the first is 200 ms, and it doubles.
+    #[arg(long, default_value = "30s", value_name = "DURATION")]
+    retry_period_max: GoDuration,
     /// Seconds between comparisons of the maps with what was written; a difference is repaired.
     #[arg(long, default_value_t = 3600, value_name = "S")]
     full_sync_period: u64,
@@ -149,6 +167,8 @@ pub(super) struct RunArgs {
     gc_period: u64,
     #[command(flatten)]
     sizes: Sizes,
+    #[command(flatten)]
+    node: NodeArgs,
     /// Source ports for packets to backends on other nodes. Keep them outside ip_local_port_range and NodePorts.
     #[arg(long, default_value_t = PortRange::default(), value_name = "MIN-MAX")]
     snat_ports: PortRange,
@@ -240,9 +260,11 @@ impl RunArgs {
             bind_address_hard_fail: self.bind_address_hard_fail,
             health_timeout: Duration::from_secs(self.health_timeout),
             min_sync_period: Duration::from_millis(self.min_sync_period),
+            retry_period_max: self.retry_period_max.length,
             full_sync_period: Duration::from_secs(self.full_sync_period.max(1)),
             gc_period: Duration::from_secs(self.gc_period),
             max_entries,
+            tuning: self.node.tuning()?,
             snat_ports: self.snat_ports,
             events_sample: self.events_sample,
         })
@@ -250,9 +272,15 @@ impl RunArgs {
 }
 
 /// Runs until SIGTERM or SIGINT.
-pub(super) async fn run(args: RunArgs) -> anyhow::Result<()> {
+pub(super) async fn run(args: RunArgs, notes: &[String]) -> anyhow::Result<()> {
     start_log(args.log_format, &args.log_level)?;
+    notes.iter().for_each(|note| tracing::warn!("--kube-proxy-config: {note}"));
+    let init_only = args.init_only;
     let config = args.into_config()?;
+    config.tuning.apply()?;
+    if init_only {
+        return Ok(());
+    }
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let result = Agent::start(&config, &stop).await?.finish(&config, &stop).await;
@@ -403,6 +431,7 @@ fn start_loop(
     let timing = Timing {
         min_sync_period: config.min_sync_period,
         full_sync_period: config.full_sync_period,
+        retry_max: config.retry_period_max,
         ..Timing::default()
     };
     tasks.spawn(async move {
