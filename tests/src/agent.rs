@@ -27,7 +27,8 @@ pub struct Agent {
     node: String,
     place: Place,
     cgroup: Cgroup,
-    manifests: PathBuf,
+    /// Where objects come from: flag and path.
+    source: (&'static str, PathBuf),
     /// Holds its run directory and its log.
     dir: PathBuf,
     pins: PathBuf,
@@ -43,12 +44,12 @@ impl Agent {
         std::fs::create_dir_all(dir.join("run")).with_context(|| format!("make {}", dir.display()))?;
         let pins = Path::new(BPFFS).join(prefix).join(node);
         mount_bpffs()?;
-        let (node, manifests) = (node.to_owned(), manifests.to_owned());
+        let (node, source) = (node.to_owned(), ("--manifests", manifests.to_owned()));
         Ok(Self {
             node,
             place,
             cgroup,
-            manifests,
+            source,
             dir,
             pins,
             extra_args: Vec::new(),
@@ -60,6 +61,11 @@ impl Agent {
     /// Further arguments of `run`, from the next start on.
     pub fn set_extra_args(&mut self, args: &[&str]) {
         self.extra_args = args.iter().map(ToString::to_string).collect();
+    }
+
+    /// Follows an API server in place of the directory of manifests, from the next start on.
+    pub fn set_kubeconfig(&mut self, kubeconfig: &Path) {
+        self.source = ("--kubeconfig", kubeconfig.to_owned());
     }
 
     /// Runs it as root with exactly these capabilities (`bpf`, `net_admin`, …), in every set of the process, from the
@@ -80,7 +86,7 @@ impl Agent {
             None => self.command("run")?,
             Some(set) => self.confined("run", set)?,
         };
-        command.arg("--node-name").arg(&self.node).arg("--manifests").arg(&self.manifests);
+        command.arg("--node-name").arg(&self.node).arg(self.source.0).arg(&self.source.1);
         command
             .arg("--cgroup")
             .arg(self.cgroup.path())

@@ -3,9 +3,11 @@
 //! server can have. Several [`ApiServer`]s may serve one [`Cluster`], as a highly available control plane does.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap, VecDeque},
     convert::Infallible,
     net::SocketAddr,
+    ops::Bound,
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
@@ -140,13 +142,15 @@ fn key_of(object: &Value) -> Key {
 }
 
 impl Store {
-    /// The objects as they were at `version`.
-    fn snapshot(&self, kind: &str, version: u64) -> Objects {
-        let mut objects = self.objects.get(kind).cloned().unwrap_or_default();
+    /// The objects as they were at `version`: copied only if they have changed since, or a list of many pages would
+    /// copy all of them for each.
+    fn objects_at(&self, kind: &str, version: u64) -> Cow<'_, Objects> {
+        let objects = self.objects.get(kind);
+        let mut objects = objects.map_or_else(|| Cow::Owned(Objects::new()), Cow::Borrowed);
         for event in self.history.iter().rev().filter(|event| event.kind == kind && event.version > version) {
             match &event.before {
-                Some(before) => objects.insert(event.key.clone(), before.clone()),
-                None => objects.remove(&event.key),
+                Some(before) => objects.to_mut().insert(event.key.clone(), before.clone()),
+                None => objects.to_mut().remove(&event.key),
             };
         }
         objects
@@ -371,16 +375,15 @@ fn list(
         let message = "The provided continue parameter is too old to display a consistent list result.";
         return Err(refused(410, "Expired", message));
     }
-    let snapshot = store.snapshot(kind, version);
-    let after = |key: &Key| token.as_ref().is_none_or(|token| *key > token.last);
-    let mut matching = snapshot.iter().filter(|(key, object)| after(key) && selector.matches(object));
+    let objects = store.objects_at(kind, version);
+    let start = token.as_ref().map_or(Bound::Unbounded, |token| Bound::Excluded(&token.last));
+    let mut matching =
+        objects.range((start, Bound::Unbounded)).filter(|(_, object)| selector.matches(object));
     let limit = query.get("limit").and_then(|limit| limit.parse().ok()).filter(|limit| *limit > 0);
     let page: Vec<(&Key, &Value)> = matching.by_ref().take(limit.unwrap_or(usize::MAX)).collect();
     let mut metadata = json!({"resourceVersion": version.to_string()});
-    let remaining = matching.count();
-    if let Some((last, _)) = page.last().filter(|_| remaining > 0) {
+    if let Some((last, _)) = page.last().filter(|_| matching.next().is_some()) {
         metadata["continue"] = json!(Token { version, last: (*last).clone() }.to_text());
-        metadata["remainingItemCount"] = json!(remaining);
     }
     let items: Vec<Value> = page.into_iter().map(|(_, object)| untyped(object)).collect();
     let body = json!({

@@ -1,6 +1,6 @@
 //! The measurements: programs `bench-*` of crate lb-tests, built in release mode.
 
-use std::path::Path;
+use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -13,16 +13,30 @@ use crate::{
 /// What can be measured.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Subject {
-    /// Sync time, update latency and memory of the agent at 10,000 Services
+    /// Sync time, update latency and memory of the agent at 1,000, 10,000 and 50,000 Services
     Control,
     /// Nanoseconds and throughput per packet path
     Packets,
-    /// Cost of a connect through the socket hooks
+    /// Connections, datagrams and throughput by each way to a Service, as a ratio to none
     Sockets,
 }
 
-/// Runs one measurement; JSON rows are {suite, case, unit, median, min, max, target, met}.
-pub fn bench(subject: Subject, json: Option<&Path>) -> Result<()> {
+/// Where figures go, and how much is measured.
+#[derive(Debug, clap::Args)]
+pub struct Options {
+    /// Write the rows as JSON too: {suite, case, unit, median, min, max, target, met}
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Draw the rows as SVG too, into this directory
+    #[arg(long, value_name = "DIR")]
+    svg: Option<PathBuf>,
+    /// Only see that everything works: half a minute, figures without meaning
+    #[arg(long)]
+    quick: bool,
+}
+
+/// Runs one measurement.
+pub fn bench(subject: Subject, options: &Options) -> Result<()> {
     require_root("a measurement")?;
     setup::setup()?;
     run(&mut command(
@@ -35,8 +49,11 @@ pub fn bench(subject: Subject, json: Option<&Path>) -> Result<()> {
         Subject::Sockets => "bench-sockets",
     };
     let mut bench = command("cargo", &["run", "--release", "--package", "lb-tests", "--bin", name, "--"]);
-    if let Some(json) = json {
-        bench.arg("--json").arg(std::path::absolute(json)?);
+    for (flag, path) in [("--json", &options.json), ("--svg", &options.svg)] {
+        if let Some(path) = path {
+            bench.arg(flag).arg(std::path::absolute(path)?);
+        }
     }
+    bench.args(options.quick.then_some("--quick"));
     run(&mut bench)
 }

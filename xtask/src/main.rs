@@ -8,7 +8,7 @@ mod run;
 mod setup;
 mod test;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -50,9 +50,8 @@ enum Subject {
     Bench {
         /// What to measure
         subject: bench::Subject,
-        /// Write the rows as JSON too
-        #[arg(long, value_name = "FILE")]
-        json: Option<PathBuf>,
+        #[command(flatten)]
+        options: bench::Options,
     },
     /// Everything CI runs: format, lints, documentation, all tests
     Ci,
@@ -76,7 +75,7 @@ fn execute() -> Result<()> {
         Subject::BuildEbpf { toolchain, log } => build_ebpf(toolchain, log),
         Subject::Demo { keep } => demo::demo(keep),
         Subject::Test { group } => test::test(group),
-        Subject::Bench { subject, json } => bench::bench(subject, json.as_deref()),
+        Subject::Bench { subject, options } => bench::bench(subject, &options),
         Subject::Ci => ci::ci(),
         Subject::Deny => ci::deny(),
     }

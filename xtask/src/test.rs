@@ -30,7 +30,7 @@ pub enum Group {
 const KERNEL: [&str; 8] =
     ["agreement", "attach", "conntrack_gc", "contract", "datapath", "maps_bpf", "old_kernel", "xdp"];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 4] = ["cli", "demo", "end_to_end", "netns"];
+const E2E: [&str; 5] = ["benchmarks", "cli", "demo", "end_to_end", "netns"];
 
 /// Outcome of a number of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

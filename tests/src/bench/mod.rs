@@ -1,5 +1,6 @@
 //! What the measurements (`cargo xtask bench`) have in common: a [`row::Row`] per figure, and how rows are shown.
 
+pub mod plot;
 pub mod row;
 
 use std::{fs, path::PathBuf};
@@ -15,15 +16,21 @@ pub struct Output {
     /// Write the rows as JSON too
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
+    /// Draw the rows as SVG too, into this directory
+    #[arg(long, value_name = "DIR")]
+    pub svg: Option<PathBuf>,
 }
 
 impl Output {
-    /// Prints the rows as a Markdown table and writes them as JSON; an error if a target was missed.
+    /// Prints the rows as a Markdown table and writes them where they are wanted besides; an error if a target was missed.
     pub fn publish(&self, rows: &[Row]) -> Result<()> {
         println!("{}", table(rows));
         if let Some(path) = &self.json {
             let text = serde_json::to_string_pretty(rows)?;
             fs::write(path, text).with_context(|| format!("write {}", path.display()))?;
+        }
+        if let Some(dir) = &self.svg {
+            plot::write(dir, rows)?;
         }
         let missed: Vec<&str> =
             rows.iter().filter(|row| row.met == Some(false)).map(|row| row.case.as_str()).collect();

@@ -18,7 +18,7 @@ pub enum Target {
 pub struct Row {
     /// `control`, `packets` or `sockets`.
     pub suite: &'static str,
-    /// What was measured, in words.
+    /// What was measured, in words: first what, then how, separated by `, `. What rows have in common comes first.
     pub case: String,
     /// Of `median`, `min`, `max` and `target`.
     pub unit: &'static str,

@@ -1,0 +1,57 @@
+//! `cargo xtask bench sockets`: what a Service costs a client with real sockets, by each way of translating, as a
+//! ratio to talking to the backend directly. Needs root; all of it happens in namespaces of its own.
+//!
+//! Every sample of a way stands between two samples of the direct one, and is compared with their mean: what slows
+//! the machine down for a while slows down all three.
+
+mod cpu;
+mod kube_proxy;
+mod lane;
+mod load;
+mod path;
+mod services;
+mod suite;
+
+use std::net::Ipv4Addr;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use lb_tests::bench::Output;
+
+use crate::{
+    cpu::{Core, pin},
+    load::{client, server},
+};
+
+/// Measures the ways from a client to a backend.
+#[derive(Parser)]
+struct Arguments {
+    #[command(subcommand)]
+    role: Option<Role>,
+    /// Only see that everything works: few Services, short samples, no targets
+    #[arg(long)]
+    quick: bool,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// What this program is in the namespaces it makes.
+#[derive(Subcommand)]
+enum Role {
+    /// Takes requests on stdin
+    #[command(hide = true)]
+    Client { sources: Vec<Ipv4Addr> },
+    /// Answers on these addresses
+    #[command(hide = true)]
+    Server { addresses: Vec<Ipv4Addr> },
+}
+
+fn main() -> Result<()> {
+    let Arguments { role, quick, output } = Arguments::parse();
+    pin(if role.is_some() { Core::Load } else { Core::Rest })?;
+    match role {
+        Some(Role::Client { sources }) => client::run(sources),
+        Some(Role::Server { addresses }) => server::run(&addresses),
+        None => output.publish(&suite::measure(if quick { &suite::QUICK } else { &suite::FULL })?),
+    }
+}

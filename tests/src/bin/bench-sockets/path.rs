@@ -1,0 +1,74 @@
+//! The ways from a client to a backend that are compared.
+
+use lb_tests::bench::row::Target;
+
+use crate::load::Measure;
+
+/// A way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Path {
+    /// The client dials the backend, the node forwards: what the others are compared with.
+    Direct,
+    /// A pod dials a ClusterIP, its socket is led to the backend.
+    SocketLb,
+    /// A pod dials a ClusterIP, packets are translated at its device.
+    Tc,
+    /// A client outside dials a NodePort, packets are translated at the uplink and forwarded with another source.
+    NodePortTc,
+    /// A pod dials a ClusterIP, kube-proxy's iptables rules translate.
+    Iptables,
+    /// A pod dials a ClusterIP, kube-proxy's nftables rules translate.
+    Nftables,
+    /// A client outside dials a NodePort, kube-proxy's nftables rules translate.
+    NodePortNftables,
+}
+
+impl Path {
+    /// All that are compared, in the order in which they are shown.
+    pub(crate) const COMPARED: [Self; 6] =
+        [Self::SocketLb, Self::Tc, Self::Nftables, Self::Iptables, Self::NodePortTc, Self::NodePortNftables];
+
+    /// In a row's case.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Direct => "direct",
+            Self::SocketLb => "ClusterIP by socket",
+            Self::Tc => "ClusterIP by tc",
+            Self::NodePortTc => "NodePort by tc",
+            Self::Iptables => "ClusterIP by iptables",
+            Self::Nftables => "ClusterIP by nftables",
+            Self::NodePortNftables => "NodePort by nftables",
+        }
+    }
+
+    /// Arguments of the agent, if the path has one. Of a pod's packets, those of the device towards the backend
+    /// pass the uplink's programs.
+    pub(crate) const fn agent_args(self) -> Option<&'static [&'static str]> {
+        match self {
+            Self::SocketLb => Some(&["--workload", "client", "--uplink", "backend"]),
+            Self::Tc => Some(&["--workload", "client", "--uplink", "backend", "--socket-lb", "false"]),
+            Self::NodePortTc => Some(&["--uplink", "client", "--uplink", "backend", "--socket-lb", "false"]),
+            _ => None,
+        }
+    }
+
+    /// True if the client dials a NodePort.
+    pub(crate) const fn is_node_port(self) -> bool {
+        matches!(self, Self::NodePortTc | Self::NodePortNftables)
+    }
+
+    /// True if nftables rules translate.
+    pub(crate) const fn is_nftables(self) -> bool {
+        matches!(self, Self::Nftables | Self::NodePortNftables)
+    }
+
+    /// Of the ratio to direct.
+    pub(crate) const fn target(self, measure: Measure) -> Target {
+        match (self, measure) {
+            (Self::SocketLb, _) => Target::AtLeast(0.98),
+            (Self::Tc, Measure::TcpConnect) => Target::AtLeast(1.0),
+            (Self::Tc, Measure::UdpFlow) => Target::AtLeast(0.95),
+            _ => Target::NotSet,
+        }
+    }
+}
