@@ -21,6 +21,7 @@ use crate::{
     datapath::{
         attach::AttachMode,
         devices::{NodePortAddresses, Patterns},
+        local::DetectLocal,
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
@@ -179,6 +180,10 @@ pub struct Config {
     pub table_size: TableSize,
     /// Where NodePorts listen.
     pub nodeport_addresses: NodePortAddresses,
+    /// By what pods are known.
+    pub detect_local: DetectLocal,
+    /// Whoever dials a ClusterIP gets a node address.
+    pub masquerade_all: bool,
     /// Where externalIPs may lie; empty: anywhere.
     pub external_ip_cidrs: Vec<IpNet>,
     /// Where /healthz and /livez listen; `None`: nowhere.

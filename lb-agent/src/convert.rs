@@ -64,7 +64,7 @@ pub fn convert(object: &Object, rules: &Rules) -> (Converted, Vec<Refusal>) {
         Object::Endpoints(endpoints) => {
             endpoint::convert_endpoints(endpoints, &mut faults).map(Converted::Slice)
         }
-        Object::Node(node) => convert_node(node, rules),
+        Object::Node(node) => convert_node(node, rules, &mut faults),
         Object::ServiceCidr(cidr) => Some(Converted::ServiceCidr(convert_service_cidr(cidr, &mut faults))),
     };
     (converted.unwrap_or(Converted::NotProxied), faults.refusals)
@@ -106,11 +106,22 @@ fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
 }
 
 /// The own Node only; other nodes mean nothing here (spec 9.12).
-fn convert_node(node: &v1::Node, rules: &Rules) -> Option<Converted> {
+fn convert_node(node: &v1::Node, rules: &Rules, faults: &mut Faults) -> Option<Converted> {
     let is_own = node.metadata.name.as_deref().is_some_and(|name| *name == *rules.node_name);
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
-    is_own.then(|| Converted::Node(Node { name: rules.node_name.clone(), zone }, presence(node)))
+    let own = || Node { name: rules.node_name.clone(), zone, pod_cidrs: pod_cidrs(node, faults) };
+    is_own.then(|| Converted::Node(own(), presence(node)))
+}
+
+/// `spec.podCIDRs`, or of an older API server `spec.podCIDR`.
+fn pod_cidrs(node: &v1::Node, faults: &mut Faults) -> Box<[IpNet]> {
+    let Some(spec) = &node.spec else { return Box::default() };
+    let list = spec.pod_cidrs.as_deref().unwrap_or(spec.pod_cidr.as_slice());
+    let parsed = list.iter().enumerate();
+    parsed
+        .filter_map(|(index, cidr)| faults.accept(format!("spec.podCIDRs[{index}]"), parse_cidr(cidr)))
+        .collect()
 }
 
 fn presence(node: &v1::Node) -> NodePresence {

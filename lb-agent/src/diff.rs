@@ -30,10 +30,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::{BackendValue, MemberKey, MemberValue},
+    cidr::CidrValue,
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
-    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -70,7 +70,7 @@ pub struct FamilyDelta<F: Family> {
     frontends: Changes<FrontendKey<F>, FrontendValue>,
     backends: Changes<BackendId, BackendValue<F>>,
     source_ranges: Changes<SourceRangeKey<F>, SourceRangeValue>,
-    service_cidrs: Changes<u32, ServiceCidrValue<F>>,
+    service_cidrs: Changes<u32, CidrValue<F>>,
 }
 
 /// A family with its share of a [`Delta`].
@@ -207,7 +207,7 @@ impl Delta {
         &mut self,
         have: &MapState,
         index: u32,
-        value: Option<ServiceCidrValue<F>>,
+        value: Option<CidrValue<F>>,
     ) {
         want(&mut F::delta_mut(self).service_cidrs, F::of(have).service_cidrs.get(&index), index, value);
     }

@@ -16,6 +16,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use tokio::sync::watch;
 
 use crate::{
     convert::Rules,
@@ -102,6 +103,8 @@ pub struct Reconciler<M> {
     /// False until the first sync has computed everything.
     has_computed: bool,
     progress: Progress,
+    /// podCIDRs of the own Node, once it is known; for whoever asks pods' devices.
+    pod_cidrs: watch::Sender<Option<Vec<IpNet>>>,
     stats: Stats,
 }
 
@@ -141,8 +144,14 @@ impl<M: Maps> Reconciler<M> {
             service_cidrs_dirty: false,
             has_computed: false,
             progress: Progress::default(),
+            pod_cidrs: watch::channel(None).0,
             stats: Stats::default(),
         })
+    }
+
+    /// The podCIDRs of the own Node, from when it is known.
+    pub fn watch_pod_cidrs(&self) -> watch::Receiver<Option<Vec<IpNet>>> {
+        self.pod_cidrs.subscribe()
     }
 
     /// Takes in one change. Nothing is written.
@@ -153,10 +162,25 @@ impl<M: Maps> Reconciler<M> {
                 self.progress.note(cause, &names);
                 self.dirty.extend(names);
             }
-            Dirty::All => self.all_dirty = true,
+            Dirty::All => {
+                self.all_dirty = true;
+                self.publish_pod_cidrs();
+            }
             Dirty::ServiceCidrs => self.service_cidrs_dirty = true,
         }
         self.model.take_new_refusals().iter().for_each(warn);
+    }
+
+    /// An own Node without podCIDRs (some CNIs have none) is not known by them.
+    fn publish_pod_cidrs(&self) {
+        let found = self.model.node().pod_cidrs.to_vec();
+        self.pod_cidrs.send_if_modified(|known| {
+            let differs = known.as_ref() != Some(&found);
+            if differs {
+                *known = Some(found);
+            }
+            differs
+        });
     }
 
     /// Takes in the addresses of this node. Nothing is written.

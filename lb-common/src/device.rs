@@ -37,6 +37,8 @@ impl DeviceFlags {
     /// Sends frames that an XDP program gives it (`XDP_REDIRECT`): our own runs there in the driver, and with it the
     /// queues for such frames.
     pub const XDP: Self = Self(2);
+    /// What comes in by it is a pod's, as `--detect-local bridge-interface` or `interface-name-prefix` has it.
+    pub const POD: Self = Self(4);
 }
 
 /// Value of `DEVICES` under the device's ifindex (u32).

@@ -9,7 +9,8 @@
 //!    otherwise `MEMBERS` says whether its backend still serves this service port.
 //! 2. `FRONTENDS` by destination address, port and protocol: the service port, its policies and two runs.
 //!    On a miss `SERVICE_CIDRS`: what lies in one is refused.
-//! 3. `SOURCE_RANGES`, when the frontend's flags ask for it.
+//! 3. `SOURCE_RANGES`, when the frontend's flags ask for it; `POD_CIDRS` or `DEVICES`, when the agent was told to tell
+//!    pods by them ([`settings::DetectLocal`]).
 //! 4. `AFFINITY`, when the frontend has session affinity, validated by `MEMBERS`.
 //! 5. `SLOTS[base + index]`, a backend id, and `BACKENDS`, its address.
 //!
@@ -28,6 +29,7 @@ pub mod affinity;
 pub mod backend;
 pub mod bits;
 pub mod checksum;
+pub mod cidr;
 pub mod conntrack;
 pub mod counters;
 pub mod device;
@@ -42,7 +44,6 @@ pub mod maglev;
 pub mod maps;
 pub mod pod;
 pub mod rev_nat;
-pub mod service_cidr;
 pub mod settings;
 pub mod source_range;
 pub mod verdict;

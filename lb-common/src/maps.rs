@@ -7,6 +7,7 @@
 use crate::{
     affinity::{AffinityKey, AffinityValue},
     backend::{BackendValue, MemberKey, MemberValue},
+    cidr::CidrValue,
     conntrack::ConnectionValue,
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceValue, NodeAddressKey, NodeAddressValue},
@@ -17,7 +18,6 @@ use crate::{
     id::BackendId,
     limits,
     rev_nat::{SockRevNatKey, SockRevNatValue},
-    service_cidr::ServiceCidrValue,
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
@@ -37,6 +37,8 @@ pub const MEMBERS: &str = "MEMBERS";
 pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 /// Base name of `SERVICE_CIDRS4` and `SERVICE_CIDRS6`.
 pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
+/// Base name of `POD_CIDRS4` and `POD_CIDRS6`.
+pub const POD_CIDRS: &str = "POD_CIDRS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// ifindex → role.
@@ -128,7 +130,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 29] = {
+pub const MAPS: [MapSpec; 31] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -153,8 +155,10 @@ pub const MAPS: [MapSpec; 29] = {
             NO_PREALLOC,
             Agent,
         ),
-        spec::<u32, ServiceCidrValue<V4>>("SERVICE_CIDRS4", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
-        spec::<u32, ServiceCidrValue<V6>>("SERVICE_CIDRS6", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
+        spec::<u32, CidrValue<V4>>("SERVICE_CIDRS4", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
+        spec::<u32, CidrValue<V6>>("SERVICE_CIDRS6", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
+        spec::<u32, CidrValue<V4>>("POD_CIDRS4", Hash, 1, NO_PREALLOC, Agent),
+        spec::<u32, CidrValue<V6>>("POD_CIDRS6", Hash, 1, NO_PREALLOC, Agent),
         spec::<NodeAddressKey<V4>, NodeAddressValue>(
             "NODE_ADDRESSES4",
             Hash,

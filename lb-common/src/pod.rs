@@ -8,6 +8,7 @@
 use crate::{
     affinity::{AffinityKey, AffinityValue, ClientKind},
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
+    cidr::CidrValue,
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Phase},
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
@@ -18,7 +19,6 @@ use crate::{
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     rev_nat::{SockRevNatKey, SockRevNatValue},
-    service_cidr::ServiceCidrValue,
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
 };
@@ -74,8 +74,8 @@ pod! {
     SourceRangeKey<V4> { prefix_len: u32, data: SourceRangeData<V4> }
     SourceRangeKey<V6> { prefix_len: u32, data: SourceRangeData<V6> }
     SourceRangeValue { allowed: u32 }
-    ServiceCidrValue<V4> { network: Addr4, mask: Addr4, used: u32 }
-    ServiceCidrValue<V6> { network: Addr6, mask: Addr6, used: u32 }
+    CidrValue<V4> { network: Addr4, mask: Addr4, used: u32 }
+    CidrValue<V6> { network: Addr6, mask: Addr6, used: u32 }
     AffinityKey<V4> { service_port: ServicePortId, kind: ClientKind, client: Client4 }
     AffinityKey<V6> { service_port: ServicePortId, kind: ClientKind, client: Client6 }
     AffinityValue { last_used_ns: u64, backend: BackendId, _pad: u32 }

@@ -22,8 +22,29 @@ pub const NODE_NETNS_COOKIE: &str = "NODE_NETNS_COOKIE";
 pub const SNAT_PORT_MIN: &str = "SNAT_PORT_MIN";
 /// Read-only global (u32): number of SNAT source ports.
 pub const SNAT_PORT_COUNT: &str = "SNAT_PORT_COUNT";
+/// Read-only global (u32): a [`DetectLocal`].
+pub const DETECT_LOCAL: &str = "DETECT_LOCAL";
+/// Read-only global (u32): 1 if whoever dials a ClusterIP gets a node address (kube-proxy's `--masquerade-all`).
+pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
 /// Read-only global (u32): bit set of `FEATURE_…`.
 pub const FEATURES: &str = "FEATURES";
+
+/// By what a packet is known to come from a pod (spec 4d). Nobody but pods and the node itself is in the cluster:
+/// `externalTrafficPolicy` speaks for all others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct DetectLocal(pub u32);
+
+impl DetectLocal {
+    /// By the role of the device it comes in by.
+    pub const DEVICE_ROLE: Self = Self(0);
+    /// By its source: in `POD_CIDRS`. A family that has none there knows no pods (spec 4.51).
+    pub const CIDR: Self = Self(1);
+    /// By [`crate::device::DeviceFlags::POD`] of the device it comes in by.
+    pub const DEVICE_NAME: Self = Self(2);
+    /// By nothing: nobody is known as a pod (spec 4.23).
+    pub const NONE: Self = Self(3);
+}
 
 /// `bpf_set_retval` exists (Linux 5.18): a refused `connect()` fails with ECONNREFUSED, not EPERM.
 pub const FEATURE_SET_RETVAL: u32 = 1;

@@ -12,13 +12,14 @@ use lb_common::{
     family::Address as _,
     flow::Tuple,
     fragment::FragmentValue,
-    frontend::{Empty, FrontendFlags, Scope},
+    frontend::{Empty, FrontendFlags},
     maps::Scratch,
     verdict::{DropReason, Verdict},
 };
 
 use crate::{
     backend::{self, Choice, Chosen},
+    client::{self, Source},
     conntrack::{self, Opening},
     counters::{Seen, count, count_connection, count_verdict},
     forward::{self, FamilyRoute, Route, Way},
@@ -283,23 +284,23 @@ pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
 #[inline(always)]
 fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let headers = &work.headers;
-    let client = headers.flow.tuple.src;
+    let addr = headers.flow.tuple.src;
     let Some(frontend) = frontend::lookup(&headers.flow.tuple, headers.flow.protocol) else {
         return unknown(packet, work, hook);
     };
     if frontend.flags.has(FrontendFlags::HOST_ONLY)
-        || (hook == Hook::UplinkEgress && !is_node_address::<F>(client))
+        || (hook == Hook::UplinkEgress && !is_node_address::<F>(addr))
     {
         return Verdict::NotOurs;
     }
     work.opening.service_port = frontend.service_port;
-    if !frontend::allows::<F>(frontend, client) {
+    if !frontend::allows::<F>(frontend, addr) {
         return Verdict::SourceRange;
     }
-    let scope = if hook == Hook::UplinkIngress { Scope::External } else { Scope::Internal };
+    let scope = client::scope::<F, P>(packet, &headers.flow.tuple.src, hook);
     work.choice = Choice {
         scope,
-        client: F::client_from_addr(client),
+        client: F::client_from_addr(addr),
         client_kind: ClientKind::ADDRESS,
         flow_hash: headers.flow.hash(0),
         random: random(),
@@ -307,7 +308,7 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
     if !backend::choose(frontend, &work.choice, &mut work.chosen) {
         return unserved(packet, work, frontend.when_empty(scope), hook);
     }
-    match connected(packet, work, hook) {
+    match connected(packet, work, client::source(scope, frontend, hook), hook) {
         Ok(verdict) => {
             remember_fragment(&work.headers);
             verdict
@@ -354,6 +355,7 @@ fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: E
 fn connected<F: Balanced, P: Packet>(
     packet: &mut P,
     work: &mut Work<F>,
+    source: Source,
     hook: Hook,
 ) -> Result<Verdict, DropReason> {
     let Work { headers, way, chosen, opening, .. } = work;
@@ -361,7 +363,7 @@ fn connected<F: Balanced, P: Packet>(
     opening.to.dst = chosen.value.addr;
     opening.to.dst_port = chosen.value.port;
     opening.backend = chosen.id;
-    opening.flags = flags(packet, &opening.to, chosen, hook, way)?;
+    opening.flags = flags(packet, (&opening.to, chosen, source), hook, way)?;
     if opening.flags.has(ConnectionFlags::SNAT) {
         let device = way.device().ok_or(Verdict::SnatAddress)?;
         opening.to.src = F::snat_address(device);
@@ -380,28 +382,28 @@ fn connected<F: Balanced, P: Packet>(
 
 /// How a connection's packets travel to `chosen`, and if not by the stack, the way.
 ///
-/// From outside, what is not on this node gets a node address as its source (SNAT), so that the answers come back
-/// here. From a pod, only what would come back to the pod itself does (hairpin). From the node's own processes
-/// nothing needs it, but the program sends it on (HOST).
+/// The program sends on what gets a node address (SNAT), and what the node's own processes sent (HOST). A backend
+/// that is the node itself sees the client whatever was asked for: the stack takes no packet from its own address
+/// (spec 4.27).
 #[inline(always)]
 fn flags<F: Balanced, P: Packet>(
     packet: &P,
-    to: &Tuple<F>,
-    chosen: &Chosen<F>,
+    (to, chosen, source): (&Tuple<F>, &Chosen<F>, Source),
     hook: Hook,
     way: &mut Way,
 ) -> Result<ConnectionFlags, DropReason> {
-    let stack = match hook {
-        Hook::UplinkIngress => chosen.value.flags.has(BackendFlags::LOCAL),
-        Hook::UplinkEgress => false,
-        Hook::WorkloadIngress | Hook::WorkloadEgress => to.dst != to.src,
+    let by_stack = match source {
+        _ if hook == Hook::UplinkEgress => false,
+        Source::Kept => to.dst != to.src,
+        Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
+        Source::Replaced => false,
     };
-    if stack || forward::route(packet, to, way)? == Route::Local {
+    if by_stack || forward::route(packet, to, way)? == Route::Local {
         return Ok(ConnectionFlags(0));
     }
-    Ok(match hook {
-        Hook::UplinkEgress => ConnectionFlags::HOST,
-        Hook::UplinkIngress if way.leads_to_workload() => ConnectionFlags(0),
+    Ok(match source {
+        _ if hook == Hook::UplinkEgress => ConnectionFlags::HOST,
+        Source::KeptHere if way.leads_to_workload() => ConnectionFlags(0),
         _ => ConnectionFlags::SNAT,
     })
 }

@@ -6,7 +6,7 @@
 use core::ptr::read_volatile;
 
 use aya_ebpf::helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns};
-use lb_common::limits;
+use lb_common::{limits, settings::DetectLocal};
 
 #[unsafe(no_mangle)]
 static NODE_NETNS_COOKIE: u64 = 0;
@@ -14,6 +14,10 @@ static NODE_NETNS_COOKIE: u64 = 0;
 static SNAT_PORT_MIN: u32 = limits::SNAT_PORT_MIN as u32;
 #[unsafe(no_mangle)]
 static SNAT_PORT_COUNT: u32 = limits::SNAT_PORT_COUNT as u32;
+#[unsafe(no_mangle)]
+static DETECT_LOCAL: u32 = DetectLocal::DEVICE_ROLE.0;
+#[unsafe(no_mangle)]
+static MASQUERADE_ALL: u32 = 0;
 #[unsafe(no_mangle)]
 static FEATURES: u32 = 0;
 
@@ -29,6 +33,20 @@ pub fn node_netns_cookie() -> u64 {
 pub fn snat_ports() -> (u32, u32) {
     // SAFETY: as in `node_netns_cookie`.
     unsafe { (read_volatile(&SNAT_PORT_MIN), read_volatile(&SNAT_PORT_COUNT)) }
+}
+
+/// By what pods are known.
+#[inline(always)]
+pub fn detect_local() -> DetectLocal {
+    // SAFETY: as in `node_netns_cookie`.
+    DetectLocal(unsafe { read_volatile(&DETECT_LOCAL) })
+}
+
+/// True if whoever dials a ClusterIP gets a node address.
+#[inline(always)]
+pub fn masquerades_all() -> bool {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { read_volatile(&MASQUERADE_ALL) != 0 }
 }
 
 /// True if the kernel has the feature (`lb_common::settings::FEATURE_…`).

@@ -2,12 +2,13 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
-//! `conntrack`, `frontend`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
+//! `conntrack`, `frontend`, `client`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
 
 mod backend;
 mod balance;
+mod client;
 mod conntrack;
 mod counters;
 mod forward;

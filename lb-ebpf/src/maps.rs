@@ -7,6 +7,7 @@ use aya_ebpf::{
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
     backend::{BackendValue, MemberKey, MemberValue},
+    cidr::CidrValue,
     conntrack::ConnectionValue,
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceValue, NodeAddressKey, NodeAddressValue},
@@ -19,7 +20,6 @@ use lb_common::{
     limits,
     maps::{NO_PREALLOC, Scratch},
     rev_nat::{SockRevNatKey, SockRevNatValue},
-    service_cidr::ServiceCidrValue,
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
     verdict::Verdict,
@@ -30,7 +30,8 @@ type Frontends<F> =
 type Backends<F> =
     HashMap<BackendId, BackendValue<F>, { limits::BACKENDS_MAX as usize }, { NO_PREALLOC as usize }>;
 type SourceRanges<F> = LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
-type ServiceCidrs<F> = Array<ServiceCidrValue<F>, { limits::SERVICE_CIDRS_MAX as usize }>;
+type ServiceCidrs<F> = Array<CidrValue<F>, { limits::SERVICE_CIDRS_MAX as usize }>;
+type PodCidrs<F> = HashMap<u32, CidrValue<F>, 1, { NO_PREALLOC as usize }>;
 type NodeAddresses<F> = HashMap<
     NodeAddressKey<F>,
     NodeAddressValue,
@@ -75,6 +76,7 @@ pub trait FamilyMaps: Family {
     fn backends() -> &'static Backends<Self>;
     fn source_ranges() -> &'static SourceRanges<Self>;
     fn service_cidrs() -> &'static ServiceCidrs<Self>;
+    fn pod_cidrs() -> &'static PodCidrs<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
     fn connections() -> &'static Connections<Self>;
     fn affinity() -> &'static Affinity<Self>;
@@ -87,7 +89,8 @@ pub trait FamilyMaps: Family {
 }
 
 macro_rules! family_maps {
-    ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident, $nodes:ident,
+    ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
+     $pods:ident, $nodes:ident,
      $connections:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
@@ -97,6 +100,8 @@ macro_rules! family_maps {
         pub static $ranges: SourceRanges<$family> = LpmTrie::new();
         #[btf_map]
         pub static $cidrs: ServiceCidrs<$family> = Array::new();
+        #[btf_map]
+        pub static $pods: PodCidrs<$family> = HashMap::new();
         #[btf_map]
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
         #[btf_map]
@@ -127,6 +132,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn service_cidrs() -> &'static ServiceCidrs<Self> {
                 &$cidrs
+            }
+            #[inline(always)]
+            fn pod_cidrs() -> &'static PodCidrs<Self> {
+                &$pods
             }
             #[inline(always)]
             fn node_addresses() -> &'static NodeAddresses<Self> {
@@ -168,6 +177,7 @@ family_maps!(
     BACKENDS4,
     SOURCE_RANGES4,
     SERVICE_CIDRS4,
+    POD_CIDRS4,
     NODE_ADDRESSES4,
     CONNECTIONS4,
     AFFINITY4,
@@ -183,6 +193,7 @@ family_maps!(
     BACKENDS6,
     SOURCE_RANGES6,
     SERVICE_CIDRS6,
+    POD_CIDRS6,
     NODE_ADDRESSES6,
     CONNECTIONS6,
     AFFINITY6,

@@ -1,7 +1,7 @@
 //! Socket hooks: a backend is chosen once, at `connect()` or per datagram, and packets need nothing afterwards.
 //!
-//! The hooks cannot know the client's address before the socket is bound, nor be silent. Where a rule needs either
-//! (source ranges, policy Local without a local backend) they leave the destination alone and the packet programs
+//! The hooks cannot know the client's address before the socket is bound, nor replace it, nor be silent. Where a rule
+//! needs one of these (source ranges, `--masquerade-all`, policy Local without a local backend) they leave the destination alone and the packet programs
 //! apply the rule.
 
 use core::ptr::{addr_of, addr_of_mut, read_volatile, write_volatile};
@@ -16,7 +16,7 @@ use lb_common::{
     affinity::ClientKind,
     family::{Addr4, Addr6, Address as _, Be16, Protocol, V4, V6},
     flow::{FlowKey, Tuple, hash_u64},
-    frontend::{Empty, FrontendFlags, FrontendValue, Scope},
+    frontend::{Empty, FrontendFlags, FrontendKind, FrontendValue},
     id::ServicePortId,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::FEATURE_SET_RETVAL,
@@ -25,9 +25,10 @@ use lb_common::{
 
 use crate::{
     backend::{self, Choice, Chosen},
+    client::process_scope,
     counters::{Outcome, Seen, count, count_connection},
     frontend,
-    globals::{has_feature, node_netns_cookie, random},
+    globals::{has_feature, masquerades_all, node_netns_cookie, random},
     maps::FamilyMaps,
     service_cidr,
 };
@@ -297,20 +298,22 @@ fn connected<F: FamilyMaps, C: Call<F>>(
     frontend: &FrontendValue,
     luck: Luck,
 ) -> Outcome {
-    if frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
+    let netns = netns_cookie(call.context());
+    let is_node = netns == node_netns_cookie();
+    if is_left_to_packets(frontend, is_node) {
         return Outcome::of(Verdict::NotOurs);
     }
     let cookie = socket_cookie(call.context());
     let choice = Choice::<F> {
-        scope: Scope::Internal,
-        client: F::client_from_cookie(netns_cookie(call.context())),
+        scope: process_scope(is_node),
+        client: F::client_from_cookie(netns),
         client_kind: ClientKind::NETNS_COOKIE,
         flow_hash: hash_u64(cookie, 0),
         random: if luck == Luck::Socket { hash_u64(cookie, 0) } else { random() },
     };
     let mut chosen = Chosen::<F>::default();
     if !backend::choose(frontend, &choice, &mut chosen) {
-        return match frontend.when_empty(Scope::Internal) {
+        return match frontend.when_empty(choice.scope) {
             Empty::Drop => Outcome::of(Verdict::NotOurs),
             Empty::Refuse => Outcome::about(Verdict::Refused, frontend.service_port),
         };
@@ -321,6 +324,14 @@ fn connected<F: FamilyMaps, C: Call<F>>(
     }
     call.set_peer(backend);
     Outcome { verdict: Verdict::SocketTranslated, service_port: frontend.service_port, backend: chosen.id }
+}
+
+/// True if the packet programs must serve a call: they know the client's address (source ranges), and can replace it
+/// by the node's (`--masquerade-all`), which the node's own processes have.
+#[inline(always)]
+fn is_left_to_packets(frontend: &FrontendValue, is_node: bool) -> bool {
+    frontend.flags.has(FrontendFlags::SOURCE_RANGES)
+        || (masquerades_all() && !is_node && frontend.kind == FrontendKind::CLUSTER_IP)
 }
 
 /// Remembers what the socket dialled; true if that is news.

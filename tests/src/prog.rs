@@ -9,6 +9,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    path::Path,
     process::Command,
 };
 
@@ -24,6 +25,7 @@ use lb_agent::{
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
+    cidr::CidrValue,
     conntrack::ConnectionValue,
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
@@ -33,14 +35,13 @@ use lb_common::{
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps::{MAPS, MapType},
-    service_cidr::ServiceCidrValue,
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
 };
 
 /// Entries of the larger maps in tests: enough, and quick to make.
-const ENTRIES_MAX: u32 = 4096;
+pub const ENTRIES_MAX: u32 = 4096;
 
 /// `TC_ACT_UNSPEC` as the program's return value.
 pub const UNSPEC: u32 = u32::MAX;
@@ -201,6 +202,19 @@ pub const XDP_TX: u32 = 3;
 /// `XDP_REDIRECT`.
 pub const XDP_REDIRECT: u32 = 4;
 
+/// How to load the datapath.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct LoadOptions<'a> {
+    /// Number of SNAT ports; `None`: as released.
+    pub snat_ports: Option<u32>,
+    /// Maps to use, pinned in this directory; `None`: maps of its own.
+    pub pins: Option<&'a Path>,
+    /// By what pods are known.
+    pub detect_local: settings::DetectLocal,
+    /// Whoever dials a ClusterIP gets a node address.
+    pub masquerade_all: bool,
+}
+
 /// A node with the datapath loaded.
 pub struct Node {
     ebpf: Ebpf,
@@ -213,11 +227,16 @@ impl Node {
     /// A node in a network namespace of its own. Programs are loaded when they are first run: the verifier takes a
     /// good part of a second for each.
     pub fn start() -> Self {
-        Self::start_with(None)
+        Self::start_loaded(&LoadOptions::default())
     }
 
     /// The same with so many SNAT ports.
     pub fn start_with(snat_ports: Option<u32>) -> Self {
+        Self::start_loaded(&LoadOptions { snat_ports, ..LoadOptions::default() })
+    }
+
+    /// The same, loaded as told.
+    pub fn start_loaded(options: &LoadOptions<'_>) -> Self {
         // SAFETY: a system call without pointers; it concerns the calling thread only.
         let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         assert_eq!(
@@ -230,7 +249,7 @@ impl Node {
         for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{family}"), "1").expect("turn on forwarding");
         }
-        let mut node = Self { ebpf: create(snat_ports), devices: DEVICES.map(ifindex), xdp: XDP.get() };
+        let mut node = Self { ebpf: create(options), devices: DEVICES.map(ifindex), xdp: XDP.get() };
         let [uplink, pod, narrow] = node.devices;
         node.device(uplink, DeviceRole::UPLINK, V4::NODE, V6::NODE);
         node.device(pod, DeviceRole::WORKLOAD, V4::NODE, V6::NODE);
@@ -305,6 +324,11 @@ impl Node {
         self.hash(&name::<F>("NODE_ADDRESSES")).insert(key, value, 0).unwrap();
     }
 
+    /// ifindex of the pod's device.
+    pub fn pod_device(&self) -> u32 {
+        self.devices[1]
+    }
+
     /// Runs what a device has at a hook on a packet. Where XDP is in use: first the XDP program, then, if that leaves
     /// the packet alone, the tc program. What XDP has translated tc leaves as it is (`xdp.rs` proves that).
     pub fn run(&mut self, hook: Hook, packet: &[u8]) -> Ran {
@@ -348,6 +372,11 @@ impl Node {
             Hook::FromPod => ("tc_workload_ingress", pod),
             Hook::ToPod => ("tc_workload_egress", pod),
         };
+        self.run_program(name, ifindex, packet)
+    }
+
+    /// Runs a tc program on a packet of the device `ifindex`.
+    pub fn run_program(&mut self, name: &str, ifindex: u32, packet: &[u8]) -> Ran {
         let program = self.tc_program(name);
         // `struct __sk_buff`: ifindex is its eleventh word. Everything else must be zero on the way in.
         let mut context = [0u8; 192];
@@ -484,10 +513,10 @@ impl Node {
     /// Makes `network` the service CIDR in place `index`.
     pub fn service_cidr<F: Family>(&mut self, index: u32, network: IpAddr, mask: IpAddr)
     where
-        ServiceCidrValue<F>: Pod,
+        CidrValue<F>: Pod,
     {
         let addr = |ip| F::Addr::from_ip(ip).unwrap();
-        let value = ServiceCidrValue::<F> { network: addr(network), mask: addr(mask), used: 1 };
+        let value = CidrValue::<F> { network: addr(network), mask: addr(mask), used: 1 };
         self.array(&name::<F>("SERVICE_CIDRS")).set(index, value, 0).unwrap();
     }
 
@@ -648,7 +677,8 @@ fn name<F: Family>(base: &str) -> String {
     format!("{base}{}", F::DIGIT)
 }
 
-fn ifindex(name: &str) -> u32 {
+/// ifindex of a device in the thread's namespace.
+pub fn ifindex(name: &str) -> u32 {
     let text = Command::new("ip").args(["-o", "link", "show", name]).output().expect("run ip").stdout;
     let text = String::from_utf8(text).unwrap();
     text.split(':').next().and_then(|index| index.trim().parse().ok()).expect("an ifindex")
@@ -663,16 +693,22 @@ pub fn ip(batch: &str) {
 }
 
 /// Creates the object's maps.
-fn create(snat_ports: Option<u32>) -> Ebpf {
+fn create(options: &LoadOptions<'_>) -> Ebpf {
     let mut loader = EbpfLoader::new();
+    let masquerade_all = u32::from(options.masquerade_all);
     for spec in MAPS {
+        if let Some(dir) = options.pins {
+            loader.map_pin_path(spec.name, dir.join(spec.name));
+        }
         if spec.max_entries > ENTRIES_MAX && spec.map_type != MapType::RingBuf {
             loader.map_max_entries(spec.name, ENTRIES_MAX);
         }
     }
     let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
     loader.override_global(settings::FEATURES, &features, true);
-    if let Some(count) = &snat_ports {
+    loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
+    loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
+    if let Some(count) = &options.snat_ports {
         loader.override_global(settings::SNAT_PORT_COUNT, count, true);
     }
     loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")

@@ -37,12 +37,15 @@ use lb_agent::{
 };
 use serde::Deserialize as _;
 
-/// One section.
+/// One section of a script.
 #[derive(Clone, Debug)]
-struct Section {
-    command: String,
-    arguments: Vec<String>,
-    body: String,
+pub struct Section {
+    /// The word after `== `.
+    pub command: String,
+    /// The words after it.
+    pub arguments: Vec<String>,
+    /// What follows the line.
+    pub body: String,
 }
 
 /// How a script is run.
@@ -89,6 +92,17 @@ pub fn testdata() -> PathBuf {
 }
 
 fn parse(text: &str) -> Result<(String, Vec<Section>)> {
+    let (title, sections) = sections(text)?;
+    let last = sections.last().map(|section| section.command.as_str()).unwrap_or_default();
+    ensure!(
+        matches!(last, "maps" | "shares" | "refused" | "unchanged"),
+        "nothing is checked after the last section"
+    );
+    Ok((title, sections))
+}
+
+/// The title of a script, which is comments, and its sections.
+pub fn sections(text: &str) -> Result<(String, Vec<Section>)> {
     let (title, rest) = match text.find("== ") {
         Some(at) => text.split_at(at),
         None => bail!("no section"),
@@ -104,11 +118,6 @@ fn parse(text: &str) -> Result<(String, Vec<Section>)> {
         let command = words.next().context("section without a command")?;
         sections.push(Section { command, arguments: words.collect(), body: body.trim_end().to_owned() });
     }
-    let last = sections.last().map(|section| section.command.as_str()).unwrap_or_default();
-    ensure!(
-        matches!(last, "maps" | "shares" | "refused" | "unchanged"),
-        "nothing is checked after the last section"
-    );
     Ok((title.to_owned(), sections))
 }
 

@@ -17,6 +17,7 @@ use std::{
     time::Duration,
 };
 
+use aya::maps::{HashMap, Map, MapData};
 use futures::TryStreamExt as _;
 use lb_agent::datapath::{
     OBJECT,
@@ -26,11 +27,16 @@ use lb_agent::datapath::{
     devices::{NodePortAddresses, Patterns},
     follow::{FollowConfig, Follower},
     load::{self, LoadConfig, LoadError},
-    pins::PinsError,
+    local::DetectLocal,
+    pins::{Pins, PinsError},
     xdp::{XdpMode, XdpPlace},
 };
 use lb_agent::model::node::NodeAddresses;
-use lb_common::device::DeviceRole;
+use lb_common::{
+    cidr::CidrValue,
+    device::DeviceRole,
+    family::{Address as _, V4},
+};
 use tokio::sync::Mutex;
 use tokio_util::sync::CancellationToken;
 
@@ -63,6 +69,8 @@ impl Node {
     fn config(&self) -> LoadConfig {
         let small = ["CONNECTIONS4", "CONNECTIONS6"].map(|name| (name, 1024));
         LoadConfig {
+            detect_local: lb_common::settings::DetectLocal::DEVICE_ROLE,
+            masquerade_all: false,
             pin_dir: self.pin_dir(),
             max_entries: BTreeMap::from(small),
             snat_port_min: 61_000,
@@ -400,13 +408,15 @@ fn devices_are_followed_within_a_second() {
             let agent = Arc::new(Mutex::new(node.agent(AttachMode::Auto)));
             let pins = agent.lock().await.datapath().pins.clone();
             let config = FollowConfig {
+                detect_local: DetectLocal::NodeCidr,
                 patterns: Patterns { workload: vec!["pod*".to_owned()], ..Patterns::default() },
                 nodeport_addresses: NodePortAddresses::All,
             };
             let (follower, mut addresses) = Follower::new(config, &pins, Arc::clone(&agent)).await.unwrap();
             let stop = CancellationToken::new();
             let (attached, _) = tokio::sync::watch::channel(false);
-            let running = tokio::spawn(follower.run(attached, stop.clone()));
+            let (node_cidrs, known_cidrs) = tokio::sync::watch::channel(None);
+            let running = tokio::spawn(follower.run(attached, known_cidrs, stop.clone()));
 
             let device = add_veth("pod0");
             within_a_second("attached", async || tcx_programs(device).each_ref().map(Vec::len) == [1, 1])
@@ -420,10 +430,24 @@ fn devices_are_followed_within_a_second() {
             within_a_second("forgotten", async || agent.lock().await.pinned_devices().is_empty()).await;
             within_a_second("address gone", async || addresses.borrow_and_update().0.is_empty()).await;
             assert_eq!(agent.lock().await.attachments().count(), 0);
+
+            for cidr in ["10.244.1.0", "10.244.7.0"] {
+                node_cidrs.send_replace(Some(vec![format!("{cidr}/24").parse().unwrap()]));
+                let known =
+                    async || pod_cidr(&pins).is_some_and(|known| known.network.to_ip().to_string() == cidr);
+                within_a_second("spec 4.52: the Node's network is known", known).await;
+            }
             stop.cancel();
             running.await.unwrap();
         });
     });
+}
+
+/// The network of pods in the maps.
+fn pod_cidr(pins: &Pins) -> Option<CidrValue<V4>> {
+    let data = MapData::from_pin(pins.map("POD_CIDRS4")).unwrap();
+    let map: HashMap<_, u32, CidrValue<V4>> = Map::HashMap(data).try_into().unwrap();
+    map.get(&0, 0).ok()
 }
 
 /// Waits until `condition` holds.

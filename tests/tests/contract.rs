@@ -75,6 +75,8 @@ fn every_global_is_there() {
         (settings::SNAT_PORT_MIN, &word),
         (settings::SNAT_PORT_COUNT, &word),
         (settings::FEATURES, &word),
+        (settings::DETECT_LOCAL, &word),
+        (settings::MASQUERADE_ALL, &word),
     ] {
         let mut globals = std::collections::HashMap::new();
         globals.insert(name, (value, true));

@@ -42,6 +42,7 @@ use crate::{
         devices::{NodePortAddresses, Patterns},
         follow::{FollowConfig, Follower},
         load::{self, LoadConfig},
+        local::{DetectLocal, DetectLocalHints, DetectLocalMode},
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
@@ -137,6 +138,8 @@ pub(super) struct RunArgs {
     /// Default: every local address.
     #[arg(long, default_value = "", value_name = "LIST")]
     nodeport_addresses: NodePortAddresses,
+    #[command(flatten)]
+    detect: DetectArgs,
     /// externalIPs outside these CIDRs (separated by commas) are refused. Default: none are.
     #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
     external_ip_cidrs: Vec<IpNet>,
@@ -215,6 +218,39 @@ struct Sizes {
     max_sock_rev_nat: Option<u32>,
 }
 
+/// Who is in the cluster.
+#[derive(Debug, Args)]
+struct DetectArgs {
+    /// By what a packet is known to come from a pod: only pods and the node itself are served past
+    /// `externalTrafficPolicy: Local`. Default: device-role, or with --cluster-cidr cluster-cidr.
+    #[arg(long, value_name = "MODE")]
+    detect_local: Option<DetectLocalMode>,
+    /// Networks of the cluster's pods, separated by commas; the first of each IP family counts.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    cluster_cidr: Vec<IpNet>,
+    /// Bridge of this node's pods, for --detect-local bridge-interface.
+    #[arg(long, default_value = "", value_name = "NAME", hide_default_value = true)]
+    pod_bridge_interface: String,
+    /// How the names of pods' devices begin, for --detect-local interface-name-prefix.
+    #[arg(long, default_value = "", value_name = "PREFIX", hide_default_value = true)]
+    pod_interface_name_prefix: String,
+    /// Give whoever dials a ClusterIP a node address; pods' connections are then translated on their way, not at
+    /// their sockets, which costs more.
+    #[arg(long)]
+    masquerade_all: bool,
+}
+
+impl DetectArgs {
+    fn into_detect_local(self) -> anyhow::Result<DetectLocal> {
+        let hints = DetectLocalHints {
+            cluster_cidrs: self.cluster_cidr,
+            bridge_interface: self.pod_bridge_interface,
+            interface_name_prefix: self.pod_interface_name_prefix,
+        };
+        Ok(DetectLocal::new(self.detect_local, hints)?)
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum LogFormat {
     Text,
@@ -254,6 +290,8 @@ impl RunArgs {
             algorithm: self.algorithm,
             table_size: self.maglev_table_size,
             nodeport_addresses: self.nodeport_addresses,
+            masquerade_all: self.detect.masquerade_all,
+            detect_local: self.detect.into_detect_local()?,
             external_ip_cidrs: self.external_ip_cidrs,
             healthz: config::listen_address("--healthz-bind-address", &self.healthz_bind_address, 10256)?,
             metrics: config::listen_address("--metrics-bind-address", &self.metrics_bind_address, 10249)?,
@@ -318,6 +356,8 @@ struct Agent {
     metrics: Metrics,
     /// True once the socket programs are attached, and every device found at the start is, or was refused.
     attached: watch::Sender<bool>,
+    /// Of the own Node.
+    pod_cidrs: watch::Receiver<Option<Vec<IpNet>>>,
     restarted: bool,
     /// Tasks whose end with an error ends the agent.
     tasks: JoinSet<anyhow::Result<()>>,
@@ -336,6 +376,7 @@ impl Agent {
         let follow = FollowConfig {
             patterns: config.patterns.clone(),
             nodeport_addresses: config.nodeport_addresses.clone(),
+            detect_local: config.detect_local.clone(),
         };
         let (follower, node_addresses) = Follower::new(follow, &pins, Arc::clone(&attacher)).await?;
         tracing::info!(nodeport_addresses = ?node_addresses.borrow().0, "devices read");
@@ -361,13 +402,13 @@ impl Agent {
             stop,
             &mut tasks,
         );
-        start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
+        let pod_cidrs = start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
         // The verifier holds the thread until it is done.
         let mut guard = admin.attacher.lock().await;
         tokio::task::block_in_place(|| guard.load_programs())?;
         drop(guard);
         tracing::info!("programs loaded");
-        Ok(Self { admin, follower, metrics, attached, restarted, tasks })
+        Ok(Self { admin, follower, metrics, attached, pod_cidrs, restarted, tasks })
     }
 
     async fn finish(mut self, config: &Config, stop: &CancellationToken) -> anyhow::Result<()> {
@@ -383,7 +424,7 @@ impl Agent {
         }
         attach_cgroup(config, &self.admin).await?;
         let pins = self.admin.attacher.lock().await.datapath().pins.clone();
-        let follower = tokio::spawn(self.follower.run(self.attached, stop.clone()));
+        let follower = tokio::spawn(self.follower.run(self.attached, self.pod_cidrs, stop.clone()));
         start_retirement(config, &self.admin, stop);
         start_collection(config, &pins, self.metrics.collection, stop)?;
         events::start_log(pins.dir(), config.events_sample)?;
@@ -419,7 +460,7 @@ fn start_loop(
     inputs: Inputs,
     outputs: Outputs,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<watch::Receiver<Option<Vec<IpNet>>>> {
     let reconcile_config = ReconcileConfig {
         node_name: config.node_name.clone(),
         external_ip_cidrs: config.external_ip_cidrs.clone(),
@@ -428,6 +469,7 @@ fn start_loop(
         first_id: None,
     };
     let reconciler = Reconciler::new(maps, reconcile_config)?;
+    let pod_cidrs = reconciler.watch_pod_cidrs();
     let timing = Timing {
         min_sync_period: config.min_sync_period,
         full_sync_period: config.full_sync_period,
@@ -438,7 +480,7 @@ fn start_loop(
         reconcile::run(reconciler, inputs, outputs, timing).await;
         Ok(())
     });
-    Ok(())
+    Ok(pod_cidrs)
 }
 
 fn load_config(config: &Config) -> LoadConfig {
@@ -447,6 +489,8 @@ fn load_config(config: &Config) -> LoadConfig {
         max_entries: config.max_entries.clone(),
         snat_port_min: config.snat_ports.min,
         snat_port_count: config.snat_ports.count(),
+        detect_local: config.detect_local.code(),
+        masquerade_all: config.masquerade_all,
     }
 }
 

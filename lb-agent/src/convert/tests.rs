@@ -277,6 +277,25 @@ fn hand_written_endpoints_are_groups_of_their_subsets() {
 }
 
 #[test]
+fn the_own_node_says_which_networks_its_pods_have() {
+    let rules = Rules { node_name: "node-a".into(), ..Rules::default() };
+    for (spec, expected) in [
+        ("{podCIDR: 10.244.1.0/24, podCIDRs: [10.244.1.0/24, 'fd00::/64']}", "10.244.1.0/24 fd00::/64"),
+        ("{podCIDR: 10.244.1.0/24}", "10.244.1.0/24"),
+        ("{podCIDRs: [nonsense, 10.244.1.0/24]}", "10.244.1.0/24"),
+        ("{}", ""),
+    ] {
+        let node: v1::Node =
+            serde_yaml_ng::from_str(&format!("{{metadata: {{name: node-a}}, spec: {spec}}}")).unwrap();
+        let (converted, refusals) = convert(&Object::Node(Box::new(node)), &rules);
+        let Converted::Node(node, _) = converted else { panic!("the own node") };
+        let found: Vec<String> = node.pod_cidrs.iter().map(ToString::to_string).collect();
+        assert_eq!(found.join(" "), expected, "spec 4.52: {spec}");
+        assert_eq!(refusals.len(), usize::from(spec.contains("nonsense")));
+    }
+}
+
+#[test]
 fn only_the_own_node_counts() {
     let rules = Rules { node_name: "node-a".into(), ..Rules::default() };
     for (name, zone, expected) in

@@ -15,6 +15,8 @@ use lb_common::{
     family::{Addr4, Addr6, Address},
 };
 
+use super::local::DetectLocal;
+
 /// `ARPHRD_ETHER`: packets begin with an Ethernet header.
 pub const ARPHRD_ETHER: u16 = 1;
 /// `ARPHRD_LOOPBACK`: they do as well.
@@ -39,6 +41,8 @@ pub struct Device {
     pub has_foreign_peer: bool,
     /// Kind of the device it is a port of (`bridge`, `bond`, …).
     pub port_of: Option<String>,
+    /// Name of that device.
+    pub controller: Option<String>,
     /// The way of a default route.
     pub has_default_route: bool,
     /// Its addresses, in the kernel's order.
@@ -155,6 +159,8 @@ pub struct NodeState {
     pub devices: BTreeMap<u32, (String, DeviceValue)>,
     /// Kernel kinds (`IFLA_INFO_KIND`) of devices with a role, by ifindex; empty: a driver's own.
     pub kinds: BTreeMap<u32, String>,
+    /// Entries of `DEVICES` for those without one: packets may leave by them too, as by the bridge of pods.
+    pub others: BTreeMap<u32, DeviceValue>,
     /// Entries of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`: address → ifindex.
     pub addresses: BTreeMap<IpAddr, u32>,
     /// The primary address per family: that of the default-route device.
@@ -162,7 +168,7 @@ pub struct NodeState {
 }
 
 /// Derives everything from the devices.
-pub fn node_state(devices: &[Device], patterns: &Patterns) -> NodeState {
+pub fn node_state(devices: &[Device], patterns: &Patterns, detect_local: &DetectLocal) -> NodeState {
     let mut state = NodeState::default();
     for device in devices.iter().filter(|device| device.name != IPVS_DEVICE) {
         for address in device.addresses.iter().filter(|address| is_usable(address.ip)) {
@@ -170,15 +176,18 @@ pub fn node_state(devices: &[Device], patterns: &Patterns) -> NodeState {
         }
     }
     for device in devices {
-        if let Some(role) = role(device, patterns) {
-            let value = DeviceValue {
-                role,
-                flags: device_flags(device),
-                snat4: snat_source::<Addr4>(device, devices),
-                snat6: snat_source::<Addr6>(device, devices),
-            };
+        let role = role(device, patterns);
+        let value = DeviceValue {
+            role: role.unwrap_or_default(),
+            flags: device_flags(device, detect_local),
+            snat4: snat_source::<Addr4>(device, devices),
+            snat6: snat_source::<Addr6>(device, devices),
+        };
+        if role.is_some() {
             state.devices.insert(device.ifindex, (device.name.clone(), value));
             state.kinds.insert(device.ifindex, device.kind.clone());
+        } else if !device.is_loopback && device.name != IPVS_DEVICE {
+            state.others.insert(device.ifindex, value);
         }
     }
     state.primary =
@@ -197,11 +206,12 @@ fn is_usable(ip: IpAddr) -> bool {
     }
 }
 
-fn device_flags(device: &Device) -> DeviceFlags {
-    match device.link_type {
+fn device_flags(device: &Device, detect_local: &DetectLocal) -> DeviceFlags {
+    let flags = match device.link_type {
         ARPHRD_ETHER | ARPHRD_LOOPBACK => DeviceFlags::default(),
         _ => DeviceFlags::L3,
-    }
+    };
+    if detect_local.is_pod_device(device) { flags.with(DeviceFlags::POD) } else { flags }
 }
 
 /// The address that packets leaving by `device` get: its own primary one, else the node's.
@@ -370,32 +380,36 @@ mod tests {
         eth0.addresses.push(DeviceAddress { ip: "2001:db8::1".parse().unwrap(), is_primary: true });
         let wg0 = Device { link_type: 0xfffe, ..with_address(device("wg0", "wireguard"), "10.9.0.1") };
         let ipvs = with_address(device("kube-ipvs0", "dummy"), "10.96.0.1");
-        let mut devices = vec![lo, wg0, eth0, pod("veth1"), ipvs];
+        let cni0 = with_address(device("cni0", "bridge"), "10.244.1.1");
+        let mut devices = vec![lo, wg0, eth0, pod("veth1"), ipvs, cni0];
         (1u32..).zip(&mut devices).for_each(|(ifindex, device)| device.ifindex = ifindex);
         devices
     }
 
     #[test]
     fn packets_leave_with_the_devices_own_address_or_the_nodes() {
-        let state = node_state(&node(), &Patterns::default());
+        let state = node_state(&node(), &Patterns::default(), &DetectLocal::default());
         let value = |ifindex: u32| state.devices[&ifindex].1;
         assert_eq!((value(2).snat4, value(2).flags), (Addr4([10, 9, 0, 1]), DeviceFlags::L3));
         assert_eq!(value(2).snat6.to_ip(), "2001:db8::1".parse::<IpAddr>().unwrap(), "the node's");
         assert_eq!((value(3).snat4, value(3).flags), (Addr4([192, 0, 2, 1]), DeviceFlags::default()));
         assert_eq!(value(4).snat4, Addr4([192, 0, 2, 1]), "a pod's device has none of its own");
+        let bridge = state.others[&6];
+        assert_eq!((bridge.role, bridge.snat4), (DeviceRole::default(), Addr4([10, 244, 1, 1])));
+        assert_eq!(state.others.len(), 1, "neither the loopback device nor IPVS's");
     }
 
     #[test]
     fn nodeports_listen_where_they_are_told_to() {
-        let state = node_state(&node(), &Patterns::default());
+        let state = node_state(&node(), &Patterns::default(), &DetectLocal::default());
         let listens = |wanted: &str| {
             let ips = nodeport_addresses(&state, &wanted.parse().unwrap());
             ips.iter().map(IpAddr::to_string).collect::<Vec<_>>().join(" ")
         };
-        assert_eq!(listens(""), "10.9.0.1 192.0.2.1 192.0.2.9 2001:db8::1");
+        assert_eq!(listens(""), "10.9.0.1 10.244.1.1 192.0.2.1 192.0.2.9 2001:db8::1");
         assert_eq!(listens("primary"), "192.0.2.1 2001:db8::1");
         assert_eq!(listens("192.0.2.0/24"), "192.0.2.1 192.0.2.9", "closed for IPv6");
-        assert_eq!(listens("10.0.0.0/8,::/0"), "10.9.0.1 2001:db8::1");
+        assert_eq!(listens("10.0.0.0/8,::/0"), "10.9.0.1 10.244.1.1 2001:db8::1");
         assert!("eth0".parse::<NodePortAddresses>().is_err());
         assert!(
             state.addresses.contains_key(&IpAddr::from([127, 0, 0, 1])),

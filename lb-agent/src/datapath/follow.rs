@@ -6,21 +6,14 @@
 //! asks them what its device is.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    net::IpAddr,
-    path::Path,
     sync::Arc,
     time::Duration,
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError};
 use futures::{StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
-use lb_common::{
-    device::{DeviceFlags, DeviceValue, NodeAddressKey, NodeAddressValue},
-    family::{Address, Family, V4, V6},
-    maps,
-};
+use ipnet::IpNet;
 use rtnetlink::{
     Handle, MulticastGroup, RouteMessageBuilder,
     packet_core::{NetlinkMessage, NetlinkPayload},
@@ -42,6 +35,8 @@ use tokio_util::sync::CancellationToken;
 use super::{
     attach::Attacher,
     devices::{self, Device, DeviceAddress, NodePortAddresses, NodeState, Patterns},
+    local::DetectLocal,
+    node_maps::{NodeMapError, NodeMaps},
     pins::Pins,
     xdp::XdpPlace,
 };
@@ -64,13 +59,8 @@ pub enum FollowError {
     #[error("read devices and addresses through netlink: {0}")]
     Netlink(#[from] rtnetlink::Error),
     /// A map.
-    #[error("{what}: {source}")]
-    Map {
-        /// What was tried.
-        what: String,
-        /// What the kernel said.
-        source: MapError,
-    },
+    #[error(transparent)]
+    Map(#[from] NodeMapError),
 }
 
 /// What to follow for.
@@ -80,6 +70,8 @@ pub struct FollowConfig {
     pub patterns: Patterns,
     /// Where NodePorts listen.
     pub nodeport_addresses: NodePortAddresses,
+    /// By what pods are known.
+    pub detect_local: DetectLocal,
 }
 
 /// Follows devices; see the module.
@@ -88,6 +80,8 @@ pub struct Follower {
     node_maps: NodeMaps,
     netlink: Netlink,
     state: NodeState,
+    /// podCIDRs of the own Node object, once it is known.
+    pod_cidrs: Option<Vec<IpNet>>,
     attacher: Arc<Mutex<Attacher>>,
     addresses: watch::Sender<NodeAddresses>,
     /// Devices that could not be attached, to be tried again.
@@ -111,6 +105,7 @@ impl Follower {
             node_maps,
             netlink,
             state: NodeState::default(),
+            pod_cidrs: None,
             attacher,
             addresses,
             failed: BTreeMap::new(),
@@ -120,14 +115,23 @@ impl Follower {
         Ok((follower, receiver))
     }
 
-    /// Attaches what is there, tells `attached` once each device has been tried, then follows, until `stop`.
-    pub async fn run(mut self, attached: watch::Sender<bool>, stop: CancellationToken) {
+    /// Attaches what is there, tells `attached` once each device has been tried, then follows, until `stop`, also the
+    /// `pod_cidrs` of the own Node.
+    pub async fn run(
+        mut self,
+        attached: watch::Sender<bool>,
+        mut pod_cidrs: watch::Receiver<Option<Vec<IpNet>>>,
+        stop: CancellationToken,
+    ) {
+        // What has been said by then is news as well.
+        pod_cidrs.mark_changed();
         self.attach().await;
         attached.send_replace(true);
         loop {
             let wait = if self.failed.is_empty() { FULL_PERIOD } else { RETRY };
             tokio::select! {
                 () = stop.cancelled() => return,
+                Ok(()) = pod_cidrs.changed() => self.pod_cidrs = pod_cidrs.borrow_and_update().clone(),
                 alive = timeout(wait, self.netlink.changed()) => {
                     if alive == Ok(false) {
                         self.reopen(&stop).await;
@@ -160,8 +164,11 @@ impl Follower {
     /// Reads everything anew; writes maps and NodePort addresses.
     async fn refresh(&mut self) -> Result<(), FollowError> {
         let found = self.netlink.dump().await?;
-        let state = devices::node_state(&found, &self.config.patterns);
+        let state = devices::node_state(&found, &self.config.patterns, &self.config.detect_local);
         self.node_maps.write(&state, &self.native)?;
+        if let Some(cidrs) = self.config.detect_local.pod_cidrs(self.pod_cidrs.as_deref()) {
+            self.node_maps.write_pod_cidrs(cidrs)?;
+        }
         let listen = NodeAddresses(devices::nodeport_addresses(&state, &self.config.nodeport_addresses));
         self.addresses.send_if_modified(|known| {
             let differs = *known != listen;
@@ -264,10 +271,14 @@ impl Netlink {
         let mut routes =
             self.default_routes(RouteMessageBuilder::<std::net::Ipv4Addr>::new().build()).await?;
         routes.extend(self.default_routes(RouteMessageBuilder::<std::net::Ipv6Addr>::new().build()).await?);
+        let names: HashMap<u32, String> = links.iter().filter_map(name_of).collect();
+        let controllers: HashMap<u32, u32> = links.iter().filter_map(controller_of).collect();
         let mut devices: Vec<Device> = links.into_iter().map(device_of).collect();
         devices.sort_by_key(|device| device.ifindex);
         for device in &mut devices {
             device.has_default_route = routes.contains(&device.ifindex);
+            let controller = controllers.get(&device.ifindex);
+            device.controller = controller.and_then(|ifindex| names.get(ifindex)).cloned();
             device.addresses = addresses
                 .iter()
                 .filter(|address| address.header.index == device.ifindex)
@@ -317,6 +328,21 @@ fn ways(route: &RouteMessage) -> Vec<u32> {
     found
 }
 
+fn name_of(link: &LinkMessage) -> Option<(u32, String)> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::IfName(name) => Some((link.header.index, name.clone())),
+        _ => None,
+    })
+}
+
+/// The ifindex of the bridge, bond, … that a device is a port of.
+fn controller_of(link: &LinkMessage) -> Option<(u32, u32)> {
+    link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Controller(ifindex) => Some((link.header.index, *ifindex)),
+        _ => None,
+    })
+}
+
 fn device_of(link: LinkMessage) -> Device {
     let mut device = Device {
         ifindex: link.header.index,
@@ -363,78 +389,4 @@ fn address_of(message: &AddressMessage) -> Option<DeviceAddress> {
     }
     let is_primary = message.header.scope == AddressScope::Universe && !deprecated;
     Some(DeviceAddress { ip: local.or(address)?, is_primary })
-}
-
-/// `DEVICES` and `NODE_ADDRESSES`, with what is in them.
-struct NodeMaps {
-    devices: Written<u32, DeviceValue>,
-    addresses4: Written<NodeAddressKey<V4>, NodeAddressValue>,
-    addresses6: Written<NodeAddressKey<V6>, NodeAddressValue>,
-}
-
-impl NodeMaps {
-    fn open(dir: &Path) -> Result<Self, FollowError> {
-        Ok(Self {
-            devices: Written::open(dir, maps::DEVICES.to_owned())?,
-            addresses4: Written::open(dir, format!("{}{}", maps::NODE_ADDRESSES, V4::DIGIT))?,
-            addresses6: Written::open(dir, format!("{}{}", maps::NODE_ADDRESSES, V6::DIGIT))?,
-        })
-    }
-
-    /// `native`: devices whose driver runs the XDP program.
-    fn write(&mut self, state: &NodeState, native: &BTreeSet<u32>) -> Result<(), FollowError> {
-        let entries = state.devices.iter().map(|(&ifindex, &(_, value))| {
-            let xdp = if native.contains(&ifindex) { DeviceFlags::XDP } else { DeviceFlags::default() };
-            (ifindex, DeviceValue { flags: value.flags.with(xdp), ..value })
-        });
-        self.devices.become_like(&entries.collect())?;
-        self.addresses4.become_like(&of_family::<V4>(&state.addresses))?;
-        self.addresses6.become_like(&of_family::<V6>(&state.addresses))
-    }
-}
-
-fn of_family<F: Family>(addresses: &BTreeMap<IpAddr, u32>) -> BTreeMap<NodeAddressKey<F>, NodeAddressValue> {
-    addresses
-        .iter()
-        .filter_map(|(&ip, &ifindex)| {
-            Some((NodeAddressKey { addr: F::Addr::from_ip(ip)? }, NodeAddressValue { ifindex }))
-        })
-        .collect()
-}
-
-/// A hash map and its contents.
-struct Written<K: aya::Pod, V: aya::Pod> {
-    name: String,
-    map: HashMap<MapData, K, V>,
-    have: BTreeMap<K, V>,
-}
-
-impl<K: aya::Pod + Ord, V: aya::Pod + PartialEq> Written<K, V> {
-    fn open(dir: &Path, name: String) -> Result<Self, FollowError> {
-        let error = |source| FollowError::Map { what: format!("open map {name}"), source };
-        let data = MapData::from_pin(dir.join(&name)).map_err(error)?;
-        let map: HashMap<MapData, K, V> = HashMap::try_from(Map::HashMap(data)).map_err(error)?;
-        let have = map.iter().collect::<Result<_, _>>().map_err(error)?;
-        Ok(Self { name, map, have })
-    }
-
-    /// Writes the differences to `want`, additions first.
-    fn become_like(&mut self, want: &BTreeMap<K, V>) -> Result<(), FollowError> {
-        let error = |source| FollowError::Map { what: format!("write map {}", self.name), source };
-        for (key, value) in want {
-            if self.have.get(key) != Some(value) {
-                self.map.insert(key, value, 0).map_err(error)?;
-                self.have.insert(*key, *value);
-            }
-        }
-        let gone: Vec<K> = self.have.keys().filter(|key| !want.contains_key(*key)).copied().collect();
-        for key in gone {
-            match self.map.remove(&key) {
-                Ok(()) | Err(MapError::KeyNotFound) => {}
-                Err(source) => return Err(error(source)),
-            }
-            self.have.remove(&key);
-        }
-        Ok(())
-    }
 }

@@ -99,6 +99,10 @@ pub struct LoadConfig {
     pub snat_port_min: u16,
     /// Number of SNAT source ports.
     pub snat_port_count: u16,
+    /// By what pods are known.
+    pub detect_local: settings::DetectLocal,
+    /// Whoever dials a ClusterIP gets a node address.
+    pub masquerade_all: bool,
 }
 
 impl LoadConfig {
@@ -154,11 +158,14 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
         kernel::netns_cookie().map_err(|source| LoadError::Kernel { what: "SO_NETNS_COOKIE", source })?;
     let features = kernel::features();
     let (port_min, port_count) = (u32::from(config.snat_port_min), u32::from(config.snat_port_count));
+    let masquerade_all = u32::from(config.masquerade_all);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(settings::NODE_NETNS_COOKIE, &cookie, false)
         .override_global(settings::SNAT_PORT_MIN, &port_min, false)
         .override_global(settings::SNAT_PORT_COUNT, &port_count, false)
+        .override_global(settings::DETECT_LOCAL, &config.detect_local.0, false)
+        .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
         .override_global(settings::FEATURES, &features, false);
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));

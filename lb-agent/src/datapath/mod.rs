@@ -11,6 +11,8 @@ pub mod devices;
 pub mod follow;
 pub mod kernel;
 pub mod load;
+pub mod local;
+pub mod node_maps;
 pub mod pins;
 pub mod xdp;
 

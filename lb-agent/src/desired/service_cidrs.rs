@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 use lb_common::{
+    cidr::CidrValue,
     family::{Address as _, V4, V6},
     limits,
-    service_cidr::ServiceCidrValue,
 };
 
 use crate::{
@@ -32,10 +32,10 @@ fn want_family<F: DeltaFamily>(cidrs: &BTreeSet<IpNet>, target: &mut Target<'_>)
 }
 
 /// The entries of a family's map by their place.
-fn select<F: DeltaFamily>(cidrs: &BTreeSet<IpNet>) -> BTreeMap<u32, ServiceCidrValue<F>> {
+fn select<F: DeltaFamily>(cidrs: &BTreeSet<IpNet>) -> BTreeMap<u32, CidrValue<F>> {
     let entries = cidrs.iter().filter_map(|cidr| {
         let (network, mask) = (F::Addr::from_ip(cidr.network())?, F::Addr::from_ip(cidr.netmask())?);
-        Some(ServiceCidrValue { network, mask, used: 1 })
+        Some(CidrValue { network, mask, used: 1 })
     });
     (0..limits::SERVICE_CIDRS_MAX).zip(entries).collect()
 }

@@ -8,11 +8,11 @@ use aya::{
 };
 use lb_common::{
     backend::{BackendValue, MemberKey, MemberValue},
+    cidr::CidrValue,
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue},
     id::{BackendId, ServicePortId},
     maps,
-    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
 };
 
@@ -35,12 +35,12 @@ struct Table<M> {
 
 struct FamilyMaps<F: Family>
 where
-    ServiceCidrValue<F>: Pod,
+    CidrValue<F>: Pod,
 {
     frontends: Table<HashMap<MapData, FrontendKey<F>, FrontendValue>>,
     backends: Table<HashMap<MapData, BackendId, BackendValue<F>>>,
     source_ranges: Table<LpmTrie<MapData, SourceRangeData<F>, SourceRangeValue>>,
-    service_cidrs: Table<Array<MapData, ServiceCidrValue<F>>>,
+    service_cidrs: Table<Array<MapData, CidrValue<F>>>,
 }
 
 impl BpfMaps {
@@ -121,7 +121,7 @@ where
     SourceRangeData<F>: Pod,
     FrontendKey<F>: Pod,
     BackendValue<F>: Pod,
-    ServiceCidrValue<F>: Pod,
+    CidrValue<F>: Pod,
 {
     fn open(pin_dir: &Path) -> Result<Self, MapError> {
         Ok(Self {

@@ -21,10 +21,10 @@ use std::{
 
 use lb_common::{
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
+    cidr::CidrValue,
     family::{Address, Be16, Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
-    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -58,7 +58,7 @@ pub struct Backend<'a, F: Family>(pub BackendId, pub &'a BackendValue<F>);
 /// A line of `SOURCE_RANGES`.
 pub struct SourceRange<'a, F: Family>(pub &'a SourceRangeKey<F>);
 /// A line of `SERVICE_CIDRS`: the place, then the network.
-pub struct ServiceCidr<'a, F: Family>(pub u32, pub &'a ServiceCidrValue<F>);
+pub struct ServiceCidr<'a, F: Family>(pub u32, pub &'a CidrValue<F>);
 /// The sets of a member, as a line names them.
 const MEMBER_SETS: [(MemberSets, &str); 2] = [(MemberSets::CLUSTER, "cluster"), (MemberSets::LOCAL, "local")];
 
@@ -80,7 +80,7 @@ pub fn frontend_address<F: Family>(key: &FrontendKey<F>) -> String {
 }
 
 /// `10.96.0.0/12`.
-pub fn service_cidr_network<F: Family>(value: &ServiceCidrValue<F>) -> String {
+pub fn service_cidr_network<F: Family>(value: &CidrValue<F>) -> String {
     let len: u32 = (0..F::Addr::WORDS).map(|word| value.mask.word(word).count_ones()).sum();
     format!("{}/{len}", value.network.to_ip())
 }
@@ -359,7 +359,7 @@ fn parse_service_cidr(words: &[&str]) -> Option<Write> {
 
 fn service_cidr_write<F: MapFamily>(index: u32, cidr: ipnet::IpNet) -> Option<Write> {
     let (network, mask) = (F::Addr::from_ip(cidr.network())?, F::Addr::from_ip(cidr.netmask())?);
-    let value = ServiceCidrValue { network, mask, used: 1 };
+    let value = CidrValue { network, mask, used: 1 };
     Some(F::write(FamilyWrite::ServiceCidr(index, Some(value))))
 }
 

@@ -15,11 +15,11 @@ use std::{
 
 use lb_common::{
     backend::{BackendValue, MemberKey, MemberValue},
+    cidr::CidrValue,
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps,
-    service_cidr::ServiceCidrValue,
     source_range::{SourceRangeKey, SourceRangeValue},
 };
 
@@ -33,7 +33,7 @@ pub struct FamilyState<F: Family> {
     /// `SOURCE_RANGES`.
     pub source_ranges: BTreeMap<SourceRangeKey<F>, SourceRangeValue>,
     /// `SERVICE_CIDRS` by place, without unused entries.
-    pub service_cidrs: BTreeMap<u32, ServiceCidrValue<F>>,
+    pub service_cidrs: BTreeMap<u32, CidrValue<F>>,
 }
 
 /// Contents of every map the control plane writes.
@@ -61,7 +61,7 @@ pub enum FamilyWrite<F: Family> {
     /// To `SOURCE_RANGES`.
     SourceRange(SourceRangeKey<F>, Option<SourceRangeValue>),
     /// To `SERVICE_CIDRS`, an array: `None` marks the entry unused.
-    ServiceCidr(u32, Option<ServiceCidrValue<F>>),
+    ServiceCidr(u32, Option<CidrValue<F>>),
 }
 
 /// One write to a map. `None` deletes; array entries cannot be deleted.

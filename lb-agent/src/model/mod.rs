@@ -72,7 +72,7 @@ pub struct Model {
 impl Model {
     /// Knows nothing but the name of its node.
     pub fn new(node_name: Arc<str>) -> Self {
-        Self { node: Node { name: node_name, zone: None }, ..Self::default() }
+        Self { node: Node { name: node_name, ..Node::default() }, ..Self::default() }
     }
 
     /// Takes in one change and says what it made dirty.

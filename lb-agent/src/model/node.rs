@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
+
 use crate::model::backend::Host;
 
 /// What decides which backends are local and which hints mean this node.
@@ -11,6 +13,8 @@ pub struct Node {
     pub name: Arc<str>,
     /// Label `topology.kubernetes.io/zone` of the own Node object; `None` matches no hint (spec 2.18).
     pub zone: Option<Arc<str>>,
+    /// `spec.podCIDRs` of the own Node object: the networks of this node's pods.
+    pub pod_cidrs: Box<[IpNet]>,
 }
 
 impl Node {

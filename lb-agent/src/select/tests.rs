@@ -357,8 +357,11 @@ fn every_case_of_kube_proxy_selects_the_same() {
         let hosts: Vec<_> = case.hosts.iter().map(|words| host(words)).collect();
         let backends: Vec<_> =
             hosts.iter().map(|(host, is_local)| Backend { host, port: 80, is_local: *is_local }).collect();
-        let node =
-            Node { name: "me".into(), zone: case.zone.filter(|zone| !zone.is_empty()).map(Into::into) };
+        let node = Node {
+            name: "me".into(),
+            zone: case.zone.filter(|zone| !zone.is_empty()).map(Into::into),
+            ..Node::default()
+        };
         let expected = Selection {
             cluster: case.cluster.unwrap_or_default().to_vec(),
             local: case.local.unwrap_or_default().to_vec(),
