@@ -12,7 +12,7 @@ use lb_common::{
     family::Address as _,
     flow::Tuple,
     fragment::FragmentValue,
-    frontend::{Empty, FrontendFlags},
+    frontend::{Empty, FrontendFlags, FrontendKind, FrontendValue},
     maps::Scratch,
     verdict::{DropReason, Verdict},
 };
@@ -25,6 +25,7 @@ use crate::{
     forward::{self, FamilyRoute, Route, Way},
     frontend,
     globals::{now_ns, random},
+    host_socket,
     nat::{self, Hop},
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
@@ -293,6 +294,9 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
     {
         return Verdict::NotOurs;
     }
+    if hook.is_ingress() && answers_node(packet, headers, frontend) {
+        return Verdict::NotOurs;
+    }
     work.opening.service_port = frontend.service_port;
     if !frontend::allows::<F>(frontend, addr) {
         return Verdict::SourceRange;
@@ -328,6 +332,15 @@ fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hoo
         return Verdict::NotOurs;
     }
     unserved(packet, work, Empty::Refuse, hook)
+}
+
+/// True if a packet that dials a frontend on an address of this node answers a process of the node instead.
+#[inline(always)]
+fn answers_node<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, frontend: &FrontendValue) -> bool {
+    let tuple = &headers.flow.tuple;
+    frontend.kind != FrontendKind::CLUSTER_IP
+        && is_node_address::<F>(tuple.dst)
+        && host_socket::is_peer(packet, tuple, headers.flow.protocol, headers.tcp_flags)
 }
 
 /// True if `addr` is this node's own.

@@ -2,7 +2,7 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
-//! `conntrack`, `frontend`, `client`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
+//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
 
@@ -14,6 +14,7 @@ mod counters;
 mod forward;
 mod frontend;
 mod globals;
+mod host_socket;
 mod maps;
 mod nat;
 mod packet;

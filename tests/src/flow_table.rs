@@ -14,7 +14,7 @@
 //!
 //! | from | a packet of | at the hook |
 //! |---|---|---|
-//! | `pod` | 10.244.1.2, a pod of this node, node-a | where it leaves the pod |
+//! | `pod` | 10.244.1.99, a pod of this node, node-a | where it leaves the pod |
 //! | `container` | 172.17.0.2, behind a device like a pod's, on the bridge docker0 | where it leaves it |
 //! | `node` | 192.0.2.11, a process of this node that its socket hook left alone | uplink, egress |
 //! | `far-pod` | 10.244.2.2, a pod of another node | uplink, ingress |
@@ -53,7 +53,7 @@ use lb_agent::{
     reconcile::{ReconcileConfig, Reconciler},
     source::{Change, Kind, Object, ObjectRef},
 };
-use lb_common::{device::DeviceRole, maps::MAPS};
+use lb_common::maps::MAPS;
 
 use crate::{
     packet::{Packet, SYN, Transport, Unreachable},
@@ -66,6 +66,8 @@ use crate::{
 const DRAWS: usize = 64;
 /// Packets of any other row.
 const REPEATS: usize = 2;
+/// Clients' ports; those of SNAT are others, as `ip_local_port_range` has it.
+const PORTS: (u16, u16) = (32_768, 60_999);
 /// This node.
 const NODE: [Ipv4Addr; 2] = [Ipv4Addr::new(192, 0, 2, 11), Ipv4Addr::new(198, 18, 0, 11)];
 /// Begins the IPv6 address in an IPv4 address's place; /96.
@@ -73,7 +75,7 @@ const TWIN_PREFIX: [u16; 6] = [0xfd00, 0x64, 0, 0, 0, 0];
 
 /// Who sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum From {
+pub enum Sender {
     /// A pod of this node.
     Pod,
     /// A container of this node that is no pod.
@@ -114,7 +116,7 @@ fn twin(ip: Ipv4Addr) -> Ipv6Addr {
     Ipv6Addr::new(p, q, r, s, t, u, u16::from_be_bytes([a, b]), u16::from_be_bytes([c, d]))
 }
 
-impl From {
+impl Sender {
     fn parse(word: &str) -> Result<Self> {
         Ok(match word {
             "pod" => Self::Pod,
@@ -130,7 +132,7 @@ impl From {
     /// Its address.
     pub fn addr(self) -> Ipv4Addr {
         match self {
-            Self::Pod => Ipv4Addr::new(10, 244, 1, 2),
+            Self::Pod => Ipv4Addr::new(10, 244, 1, 99),
             Self::Container => Ipv4Addr::new(172, 17, 0, 2),
             Self::Node => NODE[0],
             Self::Outside(addr) => addr,
@@ -181,7 +183,7 @@ pub struct Row {
     /// As it is written.
     pub text: String,
     /// Who sends.
-    pub from: From,
+    pub from: Sender,
     /// What is dialled.
     pub to: (Ipv4Addr, u16),
     /// UDP, not TCP.
@@ -198,12 +200,12 @@ impl Row {
         let parsed = || -> Option<(&str, &str, &str)> {
             let (from, rest) = text.split_once("->")?;
             let (to, expected) = rest.trim().split_once(": ")?;
-            Some((from.trim(), to, expected))
+            Some((from.trim(), to.trim(), expected))
         };
         let (from, to, expected) = parsed().with_context(|| format!("no row: {text}"))?;
         let udp = to.ends_with("/udp");
         let to = parse_socket(to.trim_end_matches("/udp"))?;
-        let (from, expected) = (From::parse(from)?, expected.trim().to_owned());
+        let (from, expected) = (Sender::parse(from)?, expected.trim().to_owned());
         Ok(Some(Self { text: text.to_owned(), from, to, udp, expected }))
     }
 
@@ -365,7 +367,7 @@ impl FlowNode {
             flags,
             state,
             box_device,
-            next_port: 20_000,
+            next_port: PORTS.0,
             pins,
         };
         flow_node.tell_addresses();
@@ -428,24 +430,29 @@ impl FlowNode {
     }
 
     /// Sends one opening packet, each time from another port of the client.
-    pub fn send(&mut self, from: From, to: SocketAddr, udp: bool) -> Result<Outcome> {
+    pub fn send(&mut self, from: Sender, to: SocketAddr, udp: bool) -> Result<Outcome> {
         let family = if to.is_ipv4() { FlowFamily::V4 } else { FlowFamily::V6 };
-        self.next_port = if self.next_port >= 60_000 { 20_000 } else { self.next_port + 1 };
+        self.next_port = if self.next_port >= PORTS.1 { PORTS.0 } else { self.next_port + 1 };
         let (src, dst) = ((family.of(from.addr()), self.next_port), (to.ip(), to.port()));
         let packet = if udp { Packet::udp(src, dst, b"question") } else { Packet::tcp(src, dst, SYN) };
+        self.send_packet(from, &packet)
+    }
+
+    /// Sends a packet.
+    pub fn send_packet(&mut self, from: Sender, packet: &Packet) -> Result<Outcome> {
         let (program, ifindex) = match from {
-            From::Pod => ("tc_workload_ingress", self.node.pod_device()),
-            From::Container => ("tc_workload_ingress", self.box_device),
-            From::Node => ("tc_uplink_egress", self.node.uplink()),
-            From::Outside(_) => ("tc_uplink_ingress", self.node.uplink()),
+            Sender::Pod => ("tc_workload_ingress", self.node.pod_device()),
+            Sender::Container => ("tc_workload_ingress", self.box_device),
+            Sender::Node => ("tc_uplink_egress", self.node.uplink()),
+            Sender::Outside(_) => ("tc_uplink_ingress", self.node.uplink()),
         };
         let bytes = packet.bytes();
         let ran = self.node.run_program(program, ifindex, &bytes);
-        outcome(&packet, &bytes, &ran)
+        outcome(packet, &bytes, &ran)
     }
 
     /// What becomes of so many opening packets together.
-    pub fn send_many(&mut self, from: From, to: SocketAddr, udp: bool, times: usize) -> Result<Outcome> {
+    pub fn send_many(&mut self, from: Sender, to: SocketAddr, udp: bool, times: usize) -> Result<Outcome> {
         let mut together = self.send(from, to, udp)?;
         for _ in 1..times {
             match (&mut together, self.send(from, to, udp)?) {
@@ -525,7 +532,7 @@ fn outcome(sent: &Packet, bytes: &[u8], ran: &Ran) -> Result<Outcome> {
     }
     let received = Packet::decode(&ran.packet);
     let node = NODE.map(|ip| if sent.src.0.is_ipv4() { FlowFamily::V4 } else { FlowFamily::V6 }.of(ip));
-    let kept = received.src == sent.src;
+    let kept = received.src.0 == sent.src.0;
     ensure!(kept || node.contains(&received.src.0), "the source became {:?}", received.src);
     let backend = SocketAddr::new(received.dst.0, received.dst.1);
     Ok(Outcome::Backends([Reached { backend, as_node: !kept }].into()))
@@ -546,9 +553,9 @@ fn is_refusal(sent: &Packet, answer: &[u8]) -> bool {
     }
 }
 
-/// Runs a table; the error names every row that failed.
-pub fn run(text: &str) -> Result<()> {
-    let (_, sections) = sections(text)?;
+/// Runs a table of `testdata/flows`; the error names every row that failed.
+pub fn run(file: &str) -> Result<()> {
+    let (_, sections) = sections(&read(file)?)?;
     let (flags, rest) = agent_flags(&sections)?;
     let families = if flags.only_v4 { vec![FlowFamily::V4] } else { vec![FlowFamily::V4, FlowFamily::V6] };
     let mut node = FlowNode::start(flags)?;
@@ -575,13 +582,14 @@ pub fn run(text: &str) -> Result<()> {
     Ok(())
 }
 
+fn read(file: &str) -> Result<String> {
+    let path = testdata().join("flows").join(file);
+    std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
+}
+
 /// The objects of an `apply`: its files of `testdata/flows` and its own text.
 pub fn yaml(section: &Section) -> Result<String> {
-    let read = |file: &String| {
-        let path = testdata().join("flows").join(file);
-        std::fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))
-    };
-    let mut texts = section.arguments.iter().map(read).collect::<Result<Vec<_>>>()?;
+    let mut texts = section.arguments.iter().map(|file| read(file)).collect::<Result<Vec<_>>>()?;
     texts.push(section.body.clone());
     Ok(texts.join("\n---\n"))
 }

@@ -1,0 +1,50 @@
+//! Is a packet an answer to a process of the node? A NodePort may have the number of a port from which the node itself
+//! dialled somebody; netfilter translates opening packets only, and so would let the answer pass (spec 4.14).
+
+use aya_ebpf::helpers::{bpf_sk_lookup_udp, bpf_sk_release, bpf_skc_lookup_tcp};
+use core::ptr::{addr_of, read_volatile};
+
+use lb_common::{conntrack::TcpFlags, family::Protocol, flow::Tuple};
+
+use crate::{maps::FamilyMaps, packet::Packet};
+
+/// `BPF_F_CURRENT_NETNS`: the namespace of the packet's device.
+const CURRENT_NETNS: u64 = u64::MAX;
+/// `TCP_ESTABLISHED`, also a connected UDP socket.
+const ESTABLISHED: u32 = 1;
+/// `TCP_LISTEN`.
+const LISTEN: u32 = 10;
+
+/// True if a socket of the node is connected, or connecting, to the sender of a packet. A bare SYN opens something
+/// else. UDP sockets that are not connected cannot be told from listening ones.
+///
+/// `tuple` lies in map memory and looks like the kernel's `struct bpf_sock_tuple`: addresses, then ports. A BPF function
+/// of its own: its registers are not the callers'.
+#[inline(never)]
+pub fn is_peer<F: FamilyMaps, P: Packet>(
+    packet: &P,
+    tuple: &Tuple<F>,
+    protocol: Protocol,
+    flags: TcpFlags,
+) -> bool {
+    let tcp = protocol == Protocol::TCP;
+    if tcp && flags.opens() {
+        return false;
+    }
+    let (from, len) = (core::ptr::from_ref(tuple).cast_mut().cast(), size_of::<Tuple<F>>() as u32);
+    // SAFETY: valid context; `from` points to `len` readable bytes.
+    let socket = unsafe {
+        match tcp {
+            true => bpf_skc_lookup_tcp(packet.context(), from, len, CURRENT_NETNS, 0),
+            false => bpf_sk_lookup_udp(packet.context(), from, len, CURRENT_NETNS, 0),
+        }
+    };
+    if socket.is_null() {
+        return false;
+    }
+    // SAFETY: not null, held until it is released below.
+    let state = unsafe { read_volatile(addr_of!((*socket).state)) };
+    // SAFETY: a socket that a lookup returned, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    if tcp { state != LISTEN } else { state == ESTABLISHED }
+}
