@@ -58,7 +58,7 @@ use lb_common::maps::MAPS;
 use crate::{
     packet::{Packet, SYN, Transport, Unreachable},
     pinned_maps::PinnedMaps,
-    prog::{self, ENTRIES_MAX, LoadOptions, Node, REDIRECT, Ran, SHOT, UNSPEC},
+    prog::{self, ENTRIES_MAX, Hook, LoadOptions, Node, REDIRECT, Ran, SHOT, UNSPEC},
     script::{Section, parse_objects, sections, testdata},
 };
 
@@ -359,7 +359,7 @@ impl FlowNode {
         let devices = devices(&node, box_device);
         let state = node_state(&devices, &patterns, &flags.detect_local);
         let mut node_maps = NodeMaps::open(pins.dir())?;
-        node_maps.write(&state)?;
+        node_maps.write(&state, &BTreeSet::new())?;
         let mut flow_node = Self {
             reconciler: reconciler(&pins)?,
             node,
@@ -440,14 +440,13 @@ impl FlowNode {
 
     /// Sends a packet.
     pub fn send_packet(&mut self, from: Sender, packet: &Packet) -> Result<Outcome> {
-        let (program, ifindex) = match from {
-            Sender::Pod => ("tc_workload_ingress", self.node.pod_device()),
-            Sender::Container => ("tc_workload_ingress", self.box_device),
-            Sender::Node => ("tc_uplink_egress", self.node.uplink()),
-            Sender::Outside(_) => ("tc_uplink_ingress", self.node.uplink()),
-        };
         let bytes = packet.bytes();
-        let ran = self.node.run_program(program, ifindex, &bytes);
+        let ran = match from {
+            Sender::Pod => self.node.run(Hook::FromPod, &bytes),
+            Sender::Container => self.node.run_program("tc_workload_ingress", self.box_device, &bytes),
+            Sender::Node => self.node.run(Hook::ToNetwork, &bytes),
+            Sender::Outside(_) => self.node.run(Hook::FromNetwork, &bytes),
+        };
         outcome(packet, &bytes, &ran)
     }
 

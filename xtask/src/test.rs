@@ -27,8 +27,17 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 9] =
-    ["agreement", "attach", "conntrack_gc", "contract", "datapath", "flow_tables", "maps_bpf", "old_kernel", "xdp"];
+const KERNEL: [&str; 9] = [
+    "agreement",
+    "attach",
+    "conntrack_gc",
+    "contract",
+    "datapath",
+    "flow_tables",
+    "maps_bpf",
+    "old_kernel",
+    "xdp",
+];
 /// Files in `tests/tests` that make namespaces.
 const E2E: [&str; 5] = ["benchmarks", "cli", "demo", "end_to_end", "netns"];
 

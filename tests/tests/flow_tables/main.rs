@@ -11,6 +11,7 @@ use anyhow::Result;
 use lb_tests::{
     flow_table::{AgentFlags, FlowFamily, FlowNode, Outcome, Sender, run},
     packet::Packet,
+    prog::through_xdp,
 };
 
 mod affinity;
@@ -54,6 +55,16 @@ tables! {
     node_ports_primary: "node-ports-primary.txt";
     terminating_endpoints_cluster: "terminating-endpoints-cluster.txt";
     terminating_endpoints_local: "terminating-endpoints-local.txt";
+}
+
+/// Where the driver can, what comes in by an uplink meets the XDP program first.
+#[test]
+fn tables_of_outside_clients_hold_with_xdp() {
+    through_xdp(|| {
+        for file in ["masquerade-base.txt", "external-traffic-policy-local.txt", "load-balancer.txt"] {
+            run(file).unwrap();
+        }
+    });
 }
 
 #[test]

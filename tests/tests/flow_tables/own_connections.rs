@@ -23,6 +23,15 @@ fn dialled(family: FlowFamily, kind: Type, port: u16, peer: SocketAddr) -> Socke
 /// which the node dialled somebody.
 #[test]
 fn answers_to_the_nodes_own_connections_pass_whatever_service_has_their_port() -> Result<()> {
+    answers_pass()
+}
+
+#[test]
+fn answers_to_the_nodes_own_connections_pass_xdp_as_well() {
+    through_xdp(|| answers_pass().unwrap());
+}
+
+fn answers_pass() -> Result<()> {
     let mut node = FlowNode::start(AgentFlags::default())?;
     node.apply(include_str!("../../testdata/flows/own-connections.yaml"))?;
     for family in FAMILIES {
