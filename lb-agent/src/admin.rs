@@ -18,6 +18,7 @@ use crate::{
     inspect::{self, MapFill, VerdictCount},
     reconcile::run::Query,
     report::{BackendReport, ServicePortReport, SyncReport},
+    sockets::run::SocketsReport,
     source::kubernetes::SourceStatus,
 };
 
@@ -39,6 +40,8 @@ pub struct StatusReport {
     pub source: SourceReport,
     /// The cgroup of the socket programs, if attached.
     pub cgroup: Option<String>,
+    /// The search for sockets whose backend has left.
+    pub sockets: SocketsReport,
     /// Devices with programs.
     pub attachments: Vec<Attachment>,
     /// What could not be attached or read.
@@ -75,6 +78,8 @@ pub struct Admin {
     pub attacher: Arc<Mutex<Attacher>>,
     /// The reconcile loop.
     pub queries: mpsc::Sender<Query>,
+    /// What the search for sockets found.
+    pub sockets: watch::Receiver<SocketsReport>,
 }
 
 /// The reconcile loop did not answer.
@@ -133,6 +138,7 @@ impl Admin {
             sync,
             source: self.source_report(),
             cgroup: self.cgroup.clone(),
+            sockets: self.sockets.borrow().clone(),
             attachments,
             errors,
             maps,

@@ -27,6 +27,7 @@ use crate::{
     desired::maglev::TableSize,
     model::service::Algorithm,
     node_tuning::NodeTuning,
+    sockets::Reach,
 };
 
 /// Which values do not make a configuration.
@@ -178,6 +179,8 @@ pub struct Config {
     pub algorithm: Algorithm,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
+    /// Where sockets are destroyed whose backend has left.
+    pub destroy_sockets: Reach,
     /// Where NodePorts listen.
     pub nodeport_addresses: NodePortAddresses,
     /// By what pods are known.

@@ -8,6 +8,7 @@
 mod listing;
 pub mod progress;
 pub mod run;
+pub mod standing;
 
 use std::{
     collections::BTreeSet,
@@ -105,6 +106,8 @@ pub struct Reconciler<M> {
     progress: Progress,
     /// podCIDRs of the own Node, once it is known; for whoever asks pods' devices.
     pod_cidrs: watch::Sender<Option<Vec<IpNet>>>,
+    /// Counts the syncs that recomputed something, whether all of it could be written or not.
+    changes: watch::Sender<u64>,
     stats: Stats,
 }
 
@@ -145,6 +148,7 @@ impl<M: Maps> Reconciler<M> {
             has_computed: false,
             progress: Progress::default(),
             pod_cidrs: watch::channel(None).0,
+            changes: watch::Sender::new(0),
             stats: Stats::default(),
         })
     }
@@ -211,6 +215,9 @@ impl<M: Maps> Reconciler<M> {
         let services = touched.len();
         let plan = self.delta.plan(&self.have);
         let written = apply(&mut self.maps, &mut self.have, &mut self.delta, &plan);
+        if services > 0 || !plan.is_empty() {
+            self.changes.send_modify(|count| *count += 1);
+        }
         self.advance(touched);
         self.stats.last_duration = started.elapsed();
         self.stats.is_full = is_full;
@@ -361,6 +368,11 @@ impl<M: Maps> Reconciler<M> {
     pub fn refusals(&self) -> Vec<Refusal> {
         let refusals = self.model.refusals().cloned().chain(self.desired.refusals());
         refusals.chain(service_cidrs::refusals(&self.model)).collect()
+    }
+
+    /// Changes with every sync that recomputed or wrote something.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
     }
 
     /// What is known about the cluster.

@@ -11,6 +11,7 @@ pub mod changes;
 pub mod cluster;
 pub mod flow_table;
 pub mod netns;
+pub mod objects;
 pub mod packet;
 pub mod pinned_maps;
 pub mod probe;

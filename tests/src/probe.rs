@@ -51,6 +51,9 @@ pub enum ClientError {
     /// The connection broke after it was made.
     #[error("connection broke")]
     Broken,
+    /// ECONNABORTED: somebody destroyed the socket.
+    #[error("socket destroyed")]
+    Destroyed,
     /// Anything else.
     #[error("{0}")]
     Other(String),
@@ -64,6 +67,7 @@ impl From<io::Error> for ClientError {
             io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
                 Self::Broken
             }
+            io::ErrorKind::ConnectionAborted => Self::Destroyed,
             _ => Self::Other(error.to_string()),
         }
     }
@@ -131,6 +135,8 @@ pub enum Request {
     Open(Target),
     /// One more question on a kept socket.
     Ask(u64),
+    /// Connects a kept UDP socket to another peer.
+    Redial(u64, SocketAddr),
     /// Closes a kept socket.
     Close(u64),
     /// Fetches an HTTP path and counts the body's bytes.
@@ -148,7 +154,7 @@ pub enum Response {
     Reply(Reply),
     /// To `Open`: the id.
     Opened(u64),
-    /// To `Close` and `StartLoad`.
+    /// To `Close`, `Redial` and `StartLoad`.
     Done,
     /// To `Fetch`.
     Bytes(usize),
@@ -287,6 +293,15 @@ impl Conversation<'_> {
     /// One more question.
     pub fn ask(&self) -> Result<Outcome<Reply>> {
         self.probe.reply(&Request::Ask(self.id))
+    }
+
+    /// Connects the UDP socket to another peer.
+    pub fn redial(&self, to: SocketAddr) -> Result<Outcome<()>> {
+        match self.probe.request(&Request::Redial(self.id, to))? {
+            Response::Done => Ok(Ok(())),
+            Response::Error(error) => Ok(Err(error)),
+            other => bail!("unexpected {other:?}"),
+        }
     }
 }
 

@@ -89,6 +89,28 @@ fn the_overlay_without_seccomp_changes_nothing_else() -> anyhow::Result<()> {
 }
 
 #[test]
+fn the_overlay_for_pod_sockets_adds_one_capability_and_one_mount() -> anyhow::Result<()> {
+    let (_, base) = agent(&render(&deploy_dir())?)?;
+    let (pod, container) = agent(&render(&deploy_dir().join("pod-sockets"))?)?;
+    let added = |container: &Container| {
+        let security = container.security_context.as_ref().context("no securityContext")?;
+        let capabilities = security.capabilities.as_ref().context("no capabilities")?;
+        anyhow::Ok(capabilities.add.clone().unwrap_or_default())
+    };
+    assert_eq!(added(&container)?, [added(&base)?, vec!["SYS_ADMIN".to_owned()]].concat());
+    assert_eq!(container.args, base.args);
+    let mounts = container.volume_mounts.unwrap_or_default();
+    let mount = mounts.last().context("no mount")?;
+    assert_eq!(mounts.len(), base.volume_mounts.unwrap_or_default().len() + 1);
+    assert_eq!((mount.mount_path.as_str(), mount.read_only), ("/run/netns", Some(true)));
+    let volumes = pod.volumes.unwrap_or_default();
+    let host =
+        volumes.iter().find(|volume| volume.name == mount.name).and_then(|volume| volume.host_path.as_ref());
+    assert_eq!(host.context("not of the host")?.path, "/run/netns");
+    Ok(())
+}
+
+#[test]
 fn the_host_s_file_systems_are_mounted_where_the_arguments_say() -> anyhow::Result<()> {
     let (pod, container) = agent(&render(&deploy_dir())?)?;
     let volumes = pod.volumes.unwrap_or_default();

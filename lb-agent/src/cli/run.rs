@@ -8,7 +8,7 @@
 
 use std::{
     io::IsTerminal as _,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -54,6 +54,10 @@ use crate::{
     reconcile::{
         ReconcileConfig, Reconciler,
         run::{self as reconcile, Inputs, Outputs, Query, Timing},
+    },
+    sockets::{
+        Reach,
+        run::{self as sockets, SocketsConfig, SocketsReport},
     },
     source::{
         Change,
@@ -134,6 +138,10 @@ pub(super) struct RunArgs {
     /// another while it changes: see --max-slots.
     #[arg(long, default_value_t = TableSize::default(), value_name = "N")]
     maglev_table_size: TableSize,
+    /// Where connected sockets are destroyed when the backend they were given no longer serves what they dialled (UDP)
+    /// or its pod has ended (TCP): on the node and in pods (auto; pods need CAP_SYS_ADMIN), on the node only, or off.
+    #[arg(long, value_enum, default_value_t = Reach::Auto)]
+    destroy_sockets: Reach,
     /// Where NodePorts listen: `primary`, or CIDRs separated by commas; a list for one IP family closes the other.
     /// Default: every local address.
     #[arg(long, default_value = "", value_name = "LIST")]
@@ -289,6 +297,7 @@ impl RunArgs {
             socket_lb: self.socket_lb,
             algorithm: self.algorithm,
             table_size: self.maglev_table_size,
+            destroy_sockets: self.destroy_sockets,
             nodeport_addresses: self.nodeport_addresses,
             masquerade_all: self.detect.masquerade_all,
             detect_local: self.detect.into_detect_local()?,
@@ -395,14 +404,17 @@ impl Agent {
         let (queries, asked) = mpsc::channel(16);
         let addresses = node_addresses.clone();
         let inputs = Inputs { changes: inbox, node_addresses, queries: asked, shutdown: stop.clone() };
-        let admin = admin(config, source, attacher, queries);
+        let (sockets_report, sockets) = watch::channel(SocketsReport::default());
+        let admin = admin(config, source, (attacher, sockets), queries);
         servers::start(
             config,
             &servers::Parts { admin: &admin, metrics: &metrics, outputs: &outputs, addresses, events },
             stop,
             &mut tasks,
         );
-        let pod_cidrs = start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
+        let Followed { pod_cidrs, changes } =
+            start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
+        start_sockets(config, (pins.dir(), admin.queries.clone()), (changes, sockets_report), stop);
         // The verifier holds the thread until it is done.
         let mut guard = admin.attacher.lock().await;
         tokio::task::block_in_place(|| guard.load_programs())?;
@@ -441,7 +453,7 @@ impl Agent {
 fn admin(
     config: &Config,
     source: Option<watch::Receiver<SourceStatus>>,
-    attacher: Arc<Mutex<Attacher>>,
+    (attacher, sockets): (Arc<Mutex<Attacher>>, watch::Receiver<SocketsReport>),
     queries: mpsc::Sender<Query>,
 ) -> Admin {
     let manifests = match &config.source {
@@ -449,7 +461,15 @@ fn admin(
         Source::Kubernetes { .. } => String::new(),
     };
     let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
-    Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries }
+    Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries, sockets }
+}
+
+/// What others follow of the reconcile loop.
+struct Followed {
+    /// podCIDRs of the own Node.
+    pod_cidrs: watch::Receiver<Option<Vec<IpNet>>>,
+    /// Changes with every sync.
+    changes: watch::Receiver<u64>,
 }
 
 /// Starts the reconcile loop. The agent ends with it if it panics: it must not survive with half a change taken in
@@ -460,7 +480,7 @@ fn start_loop(
     inputs: Inputs,
     outputs: Outputs,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<watch::Receiver<Option<Vec<IpNet>>>> {
+) -> anyhow::Result<Followed> {
     let reconcile_config = ReconcileConfig {
         node_name: config.node_name.clone(),
         external_ip_cidrs: config.external_ip_cidrs.clone(),
@@ -469,7 +489,7 @@ fn start_loop(
         first_id: None,
     };
     let reconciler = Reconciler::new(maps, reconcile_config)?;
-    let pod_cidrs = reconciler.watch_pod_cidrs();
+    let followed = Followed { pod_cidrs: reconciler.watch_pod_cidrs(), changes: reconciler.changes() };
     let timing = Timing {
         min_sync_period: config.min_sync_period,
         full_sync_period: config.full_sync_period,
@@ -480,7 +500,7 @@ fn start_loop(
         reconcile::run(reconciler, inputs, outputs, timing).await;
         Ok(())
     });
-    Ok(pod_cidrs)
+    Ok(followed)
 }
 
 fn load_config(config: &Config) -> LoadConfig {
@@ -575,6 +595,21 @@ fn start_retirement(config: &Config, admin: &Admin, stop: &CancellationToken) {
             return;
         }
     });
+}
+
+/// Starts the search for sockets whose backend has left, unless it is switched off.
+fn start_sockets(
+    config: &Config,
+    (pins, queries): (&Path, mpsc::Sender<Query>),
+    (changes, report): (watch::Receiver<u64>, watch::Sender<SocketsReport>),
+    stop: &CancellationToken,
+) {
+    if config.destroy_sockets != Reach::Off {
+        report.send_modify(|report| report.enabled = true);
+        let settings =
+            SocketsConfig { reach: config.destroy_sockets, pins: pins.to_owned(), period: config.gc_period };
+        tokio::spawn(sockets::run(settings, queries, changes, report, stop.clone()));
+    }
 }
 
 fn start_collection(

@@ -1,7 +1,10 @@
 //! `lb-agent status`.
 
 use super::{ListArgs, Output, print_json, table};
-use crate::admin::{self, StatusReport};
+use crate::{
+    admin::{self, StatusReport},
+    sockets::run::SocketsReport,
+};
 
 /// Shows the state of a running agent.
 pub(super) async fn show(args: &ListArgs) -> anyhow::Result<()> {
@@ -59,7 +62,22 @@ fn show_sync(status: &StatusReport) {
     );
     println!("cidrs     {}", sync.service_cidrs.join(", "));
     println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
+    println!("sockets   {}", sockets(&status.sockets));
     println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
-    let errors = status.errors.iter().chain(&sync.last_error).chain(&status.source.last_error);
+    let errors = status.errors.iter().chain(&sync.last_error);
+    let errors = errors.chain(&status.source.last_error).chain(&status.sockets.last_error);
     errors.for_each(|error| println!("error     {error}"));
+}
+
+/// What became of sockets whose backend has left.
+fn sockets(report: &SocketsReport) -> String {
+    if !report.enabled {
+        return "those of backends that left stay (--destroy-sockets off)".to_owned();
+    }
+    let mut text = format!("{} destroyed after their backend left", report.destroyed);
+    if report.out_of_reach > 0 {
+        text += &format!(", {} out of reach", report.out_of_reach);
+    }
+    report.limit.iter().for_each(|limit| text += &format!("\n          pods: {limit}"));
+    text
 }

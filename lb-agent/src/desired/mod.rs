@@ -247,6 +247,11 @@ impl Desired {
         ids.filter_map(|id| Some((*id, self.ports.get(id)?)))
     }
 
+    /// The service port of this id.
+    pub fn port(&self, id: ServicePortId) -> Option<&PortRecord> {
+        self.ports.get(&id)
+    }
+
     /// Number of service ports.
     pub fn port_count(&self) -> usize {
         self.ports.len()

@@ -5,6 +5,7 @@
 //! annotations, a resync) makes nothing dirty (spec 8.22).
 
 pub mod backend;
+mod ended;
 pub mod family;
 pub mod health_check;
 pub mod node;
@@ -12,6 +13,7 @@ pub mod service;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -21,6 +23,7 @@ use crate::{
     convert::{self, Converted, Rules},
     model::{
         backend::{Origin, Slice},
+        ended::Ended,
         node::{Node, NodePresence},
         service::{Service, ServiceName},
     },
@@ -66,6 +69,7 @@ pub struct Model {
     unreadable: BTreeMap<String, Vec<Refusal>>,
     new_refusals: Vec<Refusal>,
     synced: BTreeSet<Kind>,
+    ended: Ended,
     names: Names,
 }
 
@@ -123,6 +127,11 @@ impl Model {
         let slices = self.services.get(name).map(|entry| &entry.slices);
         let origin = slices.and_then(|slices| slices.keys().next()).map(|(origin, _)| *origin);
         slices.into_iter().flatten().filter(move |((of, _), _)| Some(*of) == origin).map(|(_, slice)| slice)
+    }
+
+    /// True if the pod that had this address terminated and no slice has named it since.
+    pub fn has_ended(&self, address: IpAddr) -> bool {
+        self.ended.contains(address)
     }
 
     /// What is known about this node.
@@ -217,6 +226,10 @@ impl Model {
         }
         let entry = self.services.entry(owner.clone()).or_default();
         if entry.slices.get(&name) != Some(&slice) {
+            match entry.slices.remove(&name) {
+                Some(former) => self.ended.note(&former, &slice, entry.slices.values()),
+                None => self.ended.note_first(&slice),
+            }
             entry.slices.insert(name, slice);
             dirty.push(owner);
         }

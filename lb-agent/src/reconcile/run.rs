@@ -21,7 +21,10 @@ use crate::{
         health_check::HealthChecks,
         node::NodeAddresses,
     },
-    reconcile::{Reconciler, SyncError, SyncOutcome},
+    reconcile::{
+        Reconciler, SyncError, SyncOutcome,
+        standing::{Claim, Standing},
+    },
     report::{BackendReport, ServicePortReport, SyncReport},
     source::{Change, Kind, Object},
 };
@@ -61,6 +64,8 @@ pub enum Query {
     Backends(oneshot::Sender<Vec<BackendReport>>),
     /// What a scrape of metrics needs.
     Metrics(oneshot::Sender<ControlSnapshot>),
+    /// How each of these sockets' backends stands.
+    Standings(Vec<Claim>, oneshot::Sender<Vec<Standing>>),
 }
 
 /// How often.
@@ -251,6 +256,7 @@ impl<M: Maps> Loop<M> {
             Query::ServicePorts(reply) => drop(reply.send(self.reconciler.service_ports())),
             Query::Backends(reply) => drop(reply.send(self.reconciler.backends())),
             Query::Metrics(reply) => drop(reply.send(self.reconciler.snapshot())),
+            Query::Standings(claims, reply) => drop(reply.send(self.reconciler.standings(&claims))),
         }
     }
 }

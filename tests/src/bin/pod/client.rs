@@ -49,6 +49,12 @@ impl Client {
                 Some(conversation) => conversation.ask().map(Response::Reply),
                 None => Err(ClientError::Other(format!("no conversation {id}"))),
             },
+            Request::Redial(id, to) => match self.open.get(&id) {
+                Some(Conversation::UdpConnected(socket)) => {
+                    Ok(socket.connect(to).map(|()| Response::Done)?)
+                }
+                _ => Err(ClientError::Other(format!("no UDP socket {id}"))),
+            },
             Request::Close(id) => {
                 self.open.remove(&id);
                 Ok(Response::Done)
