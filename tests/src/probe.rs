@@ -51,7 +51,7 @@ pub enum ClientError {
     /// The connection broke after it was made.
     #[error("connection broke")]
     Broken,
-    /// ECONNABORTED: somebody destroyed the socket.
+    /// Somebody destroyed the socket: ECONNABORTED, or for who sends first EDESTADDRREQ (UDP), ENOTCONN (TCP).
     #[error("socket destroyed")]
     Destroyed,
     /// Anything else.
@@ -67,7 +67,8 @@ impl From<io::Error> for ClientError {
             io::ErrorKind::ConnectionReset | io::ErrorKind::UnexpectedEof | io::ErrorKind::BrokenPipe => {
                 Self::Broken
             }
-            io::ErrorKind::ConnectionAborted => Self::Destroyed,
+            io::ErrorKind::ConnectionAborted | io::ErrorKind::NotConnected => Self::Destroyed,
+            _ if error.raw_os_error() == Some(libc::EDESTADDRREQ) => Self::Destroyed,
             _ => Self::Other(error.to_string()),
         }
     }

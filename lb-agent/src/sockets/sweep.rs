@@ -3,7 +3,10 @@
 //! Runs on a thread of its own, because it moves from namespace to namespace ([`search`]). The entries were read
 //! before the sockets are listed, so a socket that an entry belongs to and that still exists is found.
 
-use std::{collections::HashMap, thread};
+use std::{
+    collections::{BTreeSet, HashMap},
+    thread,
+};
 
 use crate::sockets::{
     Reach, Sighting,
@@ -62,6 +65,8 @@ struct Search<'a> {
     cases: &'a [Case],
     /// Cookie → indices of cases.
     by_cookie: HashMap<u64, Vec<usize>>,
+    /// The namespaces searched, by [`namespaces::identity`].
+    searched: BTreeSet<u64>,
     found: Found,
 }
 
@@ -72,7 +77,7 @@ impl<'a> Search<'a> {
             by_cookie.entry(case.entry.cookie).or_default().push(index);
         }
         let sightings = vec![Sighting::OutOfReach; cases.len()];
-        Self { cases, by_cookie, found: Found { sightings, ..Found::default() } }
+        Self { cases, by_cookie, searched: BTreeSet::new(), found: Found { sightings, ..Found::default() } }
     }
 
     fn everywhere(mut self, reach: Reach) -> Found {
@@ -93,7 +98,7 @@ impl<'a> Search<'a> {
                 return false;
             }
         };
-        if namespaces.others.is_empty() && !namespaces.complete {
+        if namespaces.others.is_empty() && !namespaces.are_all_among(&self.searched) {
             self.found.limit = Some("neither /run/netns nor the processes of pods are visible".to_owned());
             return false;
         }
@@ -104,12 +109,13 @@ impl<'a> Search<'a> {
             }
             self.here();
         }
-        namespaces.complete
+        namespaces.are_all_among(&self.searched)
     }
 
     /// Searches the namespace this thread is in.
     fn here(&mut self) {
         self.found.namespaces += 1;
+        self.searched.extend(namespaces::identity());
         if let Err(error) = self.list_and_destroy() {
             self.found.errors.push(error.to_string());
         }
