@@ -39,7 +39,7 @@ const KERNEL: [&str; 9] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 6] = ["benchmarks", "cli", "demo", "end_to_end", "netns", "sockets"];
+const E2E: [&str; 7] = ["benchmarks", "cli", "demo", "end_to_end", "netns", "observability", "sockets"];
 
 /// Outcome of a number of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -65,11 +65,13 @@ impl Collector for Node {
     }
 }
 
-fn attachment_labels(attachment: &Attachment) -> [(&'static str, String); 4] {
+fn attachment_labels(attachment: &Attachment) -> [(&'static str, String); 6] {
     [
         ("device", attachment.device.clone()),
         ("role", attachment.role.clone()),
         ("mechanism", attachment.mechanism.name().to_owned()),
         ("reason", attachment.reason.clone()),
+        ("xdp", attachment.xdp.place.name().to_owned()),
+        ("xdp_reason", attachment.xdp.reason.clone()),
     ]
 }
