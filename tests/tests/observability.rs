@@ -301,9 +301,11 @@ fn live(cluster: &mut Cluster) -> Result<()> {
         http(cluster, &At::pod("a1"), "10.96.0.20:80")??;
     }
     cluster.apply("empty.yaml", EMPTY)?;
-    eventually("is the empty Service refused", PATIENCE, || {
-        Ok(http(cluster, &At::Client, "192.0.2.11:31081")? == Err(ClientError::Refused))
+    eventually("is the empty Service known", PATIENCE, || {
+        Ok(sum(&scrape(cluster)?.0, "lb_service_ports", &[]) == 2.0)
     })?;
+    let answer = http(cluster, &At::Client, "192.0.2.11:31081")?;
+    ensure!(answer == Err(ClientError::Refused), "nobody serves: {answer:?}");
     let now = Timestamp::now() + SignedDuration::from_millis(1);
     let annotation = format!("endpoints.kubernetes.io/last-change-trigger-time: '{now}'");
     cluster.apply("slices.yaml", &slices(&annotation, "ready: true, serving: false"))?;
