@@ -14,6 +14,7 @@ use ipnet::IpNet;
 use lb_common::{
     limits,
     maps::{self, MAPS},
+    settings::Settings,
 };
 use thiserror::Error;
 
@@ -213,11 +214,24 @@ pub struct Config {
     pub snat_ports: PortRange,
     /// One in this many verdicts is logged; 0: none.
     pub events_sample: u32,
+    /// Answers a CPU may send a second; 0: any number.
+    pub refusals_per_second: u32,
+}
+
+impl Config {
+    /// What the programs are told at run time.
+    pub fn settings(&self) -> Settings {
+        Settings {
+            events_sample: self.events_sample,
+            refusals_per_second: self.refusals_per_second,
+            ..Settings::default()
+        }
+    }
 }
 
 /// Sizes given by the operator, by the name of the flag.
 pub const SIZES: [(&str, &[&str]); 9] = [
-    ("frontends", &["FRONTENDS4", "FRONTENDS6"]),
+    ("frontends", &["FRONTENDS4", "FRONTENDS6", "VIPS4", "VIPS6"]),
     ("backends", &["BACKENDS4", "BACKENDS6", "BACKEND_COUNTERS"]),
     ("service-ports", &["GENERATIONS", "SERVICE_COUNTERS"]),
     ("members", &["MEMBERS"]),

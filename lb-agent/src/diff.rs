@@ -8,13 +8,13 @@
 //!
 //! | step | before | else |
 //! |---|---|---|
-//! | 1 service CIDRs removed | | what is no longer ours to refuse would be refused while the rest is written |
+//! | 1 service CIDRs, VIPs removed | | what is no longer ours to refuse would be refused while the rest is written |
 //! | 2 backends written | 3, 5 | a slot or a member would name an id without an address: connections are refused |
 //! | 3 members written | 6 | a connection to a backend not yet a member would be cut at its first generation check |
 //! | 4 source ranges written | 6 | a frontend that has just been restricted would refuse those it should let in |
 //! | 5 slots written | 6 | a frontend would point into a run that is empty, or another's |
 //! | 6 frontends written | 7–12 | **the commit point**: each value switches atomically from the old run to the new |
-//! | 7 service CIDRs written | | clients of a frontend about to be written would be refused |
+//! | 7 service CIDRs, VIPs written | | clients of a frontend about to be written would be refused |
 //! | 8 frontends deleted | 10, 12 | a client could still choose a backend that is no member any more |
 //! | 9 source ranges deleted | | a frontend still restricted would refuse everybody |
 //! | 10 members deleted | 11 | connections that look at the generation first would take the new one and stay |
@@ -35,6 +35,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     source_range::{SourceRangeKey, SourceRangeValue},
+    vip::{VipKey, VipValue},
 };
 
 use crate::{
@@ -71,6 +72,7 @@ pub struct FamilyDelta<F: Family> {
     backends: Changes<BackendId, BackendValue<F>>,
     source_ranges: Changes<SourceRangeKey<F>, SourceRangeValue>,
     service_cidrs: Changes<u32, CidrValue<F>>,
+    vips: Changes<VipKey<F>, VipValue>,
 }
 
 /// A family with its share of a [`Delta`].
@@ -212,6 +214,12 @@ impl Delta {
         want(&mut F::delta_mut(self).service_cidrs, F::of(have).service_cidrs.get(&index), index, value);
     }
 
+    /// Wants an address among the VIPs, or not.
+    pub fn want_vip<F: DeltaFamily>(&mut self, have: &MapState, key: VipKey<F>, is_wanted: bool) {
+        let value = is_wanted.then_some(VipValue { used: 1 });
+        want(&mut F::delta_mut(self).vips, F::of(have).vips.get(&key), key, value);
+    }
+
     /// Wants a member.
     pub fn want_member(&mut self, have: &MapState, key: MemberKey, value: Option<MemberValue>) {
         want(&mut self.members, have.members.get(&key), key, value);
@@ -269,6 +277,8 @@ impl Delta {
         let mut plan = Plan::new();
         self.v4.plan_service_cidrs(&mut plan, false);
         self.v6.plan_service_cidrs(&mut plan, false);
+        self.v4.plan_vips(&mut plan, false);
+        self.v6.plan_vips(&mut plan, false);
         self.v4.plan_backends(&mut plan, true);
         self.v6.plan_backends(&mut plan, true);
         plan.extend(puts(&self.members).map(|(key, value)| Write::Member(key, Some(value))));
@@ -279,6 +289,8 @@ impl Delta {
         self.v6.plan_frontends(&mut plan, true);
         self.v4.plan_service_cidrs(&mut plan, true);
         self.v6.plan_service_cidrs(&mut plan, true);
+        self.v4.plan_vips(&mut plan, true);
+        self.v6.plan_vips(&mut plan, true);
         self.v4.plan_frontends(&mut plan, false);
         self.v6.plan_frontends(&mut plan, false);
         self.v4.plan_source_ranges(&mut plan, false);
@@ -344,6 +356,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             backends: between(&have.backends, &want.backends),
             source_ranges: between(&have.source_ranges, &want.source_ranges),
             service_cidrs: between(&have.service_cidrs, &want.service_cidrs),
+            vips: between(&have.vips, &want.vips),
         }
     }
 
@@ -352,6 +365,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             && self.backends.is_empty()
             && self.source_ranges.is_empty()
             && self.service_cidrs.is_empty()
+            && self.vips.is_empty()
     }
 
     fn plan_backends(&self, plan: &mut Plan, puts: bool) {
@@ -370,6 +384,10 @@ impl<F: MapFamily> FamilyDelta<F> {
         }));
     }
 
+    fn plan_vips(&self, plan: &mut Plan, puts: bool) {
+        plan.extend(planned(&self.vips, puts, |key, value| F::write(FamilyWrite::Vip(key, value))));
+    }
+
     fn plan_frontends(&self, plan: &mut Plan, puts: bool) {
         plan.extend(planned(&self.frontends, puts, |key, value| F::write(FamilyWrite::Frontend(key, value))));
     }
@@ -380,6 +398,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             FamilyWrite::Backend(id, _) => drop(self.backends.remove(id)),
             FamilyWrite::SourceRange(key, _) => drop(self.source_ranges.remove(key)),
             FamilyWrite::ServiceCidr(index, _) => drop(self.service_cidrs.remove(index)),
+            FamilyWrite::Vip(key, _) => drop(self.vips.remove(key)),
         }
     }
 }

@@ -8,7 +8,7 @@
 //! 1. [`CONNECTIONS`](maps) by 5-tuple. A hit whose generation equals `GENERATIONS[service port]` is valid as it is;
 //!    otherwise `MEMBERS` says whether its backend still serves this service port.
 //! 2. `FRONTENDS` by destination address, port and protocol: the service port, its policies and two runs.
-//!    On a miss `SERVICE_CIDRS`: what lies in one is refused.
+//!    On a miss `SERVICE_CIDRS` and `VIPS`: what lies in one, or is one, is refused.
 //! 3. `SOURCE_RANGES`, when the frontend's flags ask for it; `POD_CIDRS` or `DEVICES`, when the agent was told to tell
 //!    pods by them ([`settings::DetectLocal`]).
 //! 4. `AFFINITY`, when the frontend has session affinity, validated by `MEMBERS`.
@@ -26,6 +26,7 @@
 #![no_std]
 
 pub mod affinity;
+pub mod allowance;
 pub mod backend;
 pub mod bits;
 pub mod checksum;
@@ -47,6 +48,7 @@ pub mod rev_nat;
 pub mod settings;
 pub mod source_range;
 pub mod verdict;
+pub mod vip;
 
 /// Version of the layouts in this crate: the name of the pin directory (`/sys/fs/bpf/lb/<ABI_VERSION>`), so that an
 /// agent never opens maps whose bytes mean something else.

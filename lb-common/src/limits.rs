@@ -14,6 +14,8 @@ pub const SLOTS_MAX: u32 = 1_048_576;
 pub const MEMBERS_MAX: u32 = 524_288;
 /// Entries of each `SOURCE_RANGES`.
 pub const SOURCE_RANGES_MAX: u32 = 65_536;
+/// Entries of each `VIPS`: every frontend may have an address of its own.
+pub const VIPS_MAX: u32 = FRONTENDS_MAX;
 /// Entries of each `SERVICE_CIDRS`; fixed.
 pub const SERVICE_CIDRS_MAX: u32 = 8;
 /// Entries of each `NODE_ADDRESSES`.
@@ -48,4 +50,4 @@ const _: () = assert!(SNAT_PORT_MIN + SNAT_PORT_COUNT == 30_000);
 const _: () = assert!(SLOTS_MAX >= 2 * MEMBERS_MAX);
 const _: () = assert!(MEMBERS_MAX >= BACKENDS_MAX);
 const _: () = assert!(EVENTS_BYTES.is_power_of_two());
-const _: () = assert!(Verdict::COUNT == 17);
+const _: () = assert!(Verdict::COUNT == 19);

@@ -6,6 +6,7 @@
 
 use crate::{
     affinity::{AffinityKey, AffinityValue},
+    allowance::Allowance,
     backend::{BackendValue, MemberKey, MemberValue},
     cidr::CidrValue,
     conntrack::ConnectionValue,
@@ -21,6 +22,7 @@ use crate::{
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
+    vip::{VipKey, VipValue},
 };
 
 /// Base name of `FRONTENDS4` and `FRONTENDS6`.
@@ -39,6 +41,8 @@ pub const SOURCE_RANGES: &str = "SOURCE_RANGES";
 pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 /// Base name of `POD_CIDRS4` and `POD_CIDRS6`.
 pub const POD_CIDRS: &str = "POD_CIDRS";
+/// Base name of `VIPS4` and `VIPS6`.
+pub const VIPS: &str = "VIPS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// ifindex → role.
@@ -59,6 +63,8 @@ pub const SERVICE_COUNTERS: &str = "SERVICE_COUNTERS";
 pub const BACKEND_COUNTERS: &str = "BACKEND_COUNTERS";
 /// Array of one: what the agent tells the programs at run time.
 pub const SETTINGS: &str = "SETTINGS";
+/// Per-CPU array of one: answers a CPU may still send.
+pub const ALLOWANCES: &str = "ALLOWANCES";
 /// Ring buffer of sampled verdicts.
 pub const EVENTS: &str = "EVENTS";
 
@@ -130,7 +136,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 31] = {
+pub const MAPS: [MapSpec; 34] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -159,6 +165,8 @@ pub const MAPS: [MapSpec; 31] = {
         spec::<u32, CidrValue<V6>>("SERVICE_CIDRS6", Array, limits::SERVICE_CIDRS_MAX, 0, Agent),
         spec::<u32, CidrValue<V4>>("POD_CIDRS4", Hash, 1, NO_PREALLOC, Agent),
         spec::<u32, CidrValue<V6>>("POD_CIDRS6", Hash, 1, NO_PREALLOC, Agent),
+        spec::<VipKey<V4>, VipValue>("VIPS4", Hash, limits::VIPS_MAX, NO_PREALLOC, Agent),
+        spec::<VipKey<V6>, VipValue>("VIPS6", Hash, limits::VIPS_MAX, NO_PREALLOC, Agent),
         spec::<NodeAddressKey<V4>, NodeAddressValue>(
             "NODE_ADDRESSES4",
             Hash,
@@ -210,6 +218,7 @@ pub const MAPS: [MapSpec; 31] = {
         spec::<u32, TrafficCounter>("SERVICE_COUNTERS", PerCpuArray, limits::SERVICE_PORTS_MAX, 0, Datapath),
         spec::<u32, TrafficCounter>("BACKEND_COUNTERS", PerCpuArray, limits::BACKENDS_MAX, 0, Datapath),
         spec::<u32, Settings>("SETTINGS", Array, 1, 0, Agent),
+        spec::<u32, Allowance>("ALLOWANCES", PerCpuArray, 1, 0, Datapath),
         MapSpec {
             name: "EVENTS",
             map_type: RingBuf,
@@ -230,5 +239,5 @@ pub const MAPS: [MapSpec; 31] = {
 #[repr(C)]
 pub struct Scratch {
     /// 8-aligned bytes.
-    pub words: [u64; 64],
+    pub words: [u64; 128],
 }

@@ -7,6 +7,7 @@
 
 use crate::{
     affinity::{AffinityKey, AffinityValue, ClientKind},
+    allowance::Allowance,
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     cidr::CidrValue,
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Phase},
@@ -21,6 +22,7 @@ use crate::{
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
+    vip::{VipKey, VipValue},
 };
 
 /// Implements the marker traits for a type after checking that its fields fill it.
@@ -76,6 +78,9 @@ pod! {
     SourceRangeValue { allowed: u32 }
     CidrValue<V4> { network: Addr4, mask: Addr4, used: u32 }
     CidrValue<V6> { network: Addr6, mask: Addr6, used: u32 }
+    VipKey<V4> { addr: Addr4 }
+    VipKey<V6> { addr: Addr6 }
+    VipValue { used: u32 }
     AffinityKey<V4> { service_port: ServicePortId, kind: ClientKind, client: Client4 }
     AffinityKey<V6> { service_port: ServicePortId, kind: ClientKind, client: Client6 }
     AffinityValue { last_used_ns: u64, backend: BackendId, _pad: u32 }
@@ -100,7 +105,8 @@ pod! {
     FragmentValue { src_port: Be16, dst_port: Be16 }
     VerdictCounter { packets: u64, bytes: u64 }
     TrafficCounter { connections: u64, packets: u64, bytes: u64, refused: u64 }
-    Settings { events_sample: u32, events_service_port: u32, events_drops_only: u32, _pad: u32 }
+    Settings { events_sample: u32, events_service_port: u32, events_drops_only: u32, refusals_per_second: u32 }
+    Allowance { last_ns: u64, credit: u64 }
     Event { time_ns: u64, service_port: ServicePortId, backend: BackendId, ifindex: u32, verdict: u32,
         src: [u8; 16], dst: [u8; 16], src_port: Be16, dst_port: Be16, protocol: Protocol, family: u8, _pad: [u8; 2] }
 }

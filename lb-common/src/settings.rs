@@ -11,8 +11,8 @@ pub struct Settings {
     pub events_service_port: u32,
     /// Report drops and refusals only, when 1.
     pub events_drops_only: u32,
-    /// Zero.
-    pub _pad: u32,
+    /// Answers (RST, ICMP errors) a CPU may send a second, a second's worth at once; 0: any number.
+    pub refusals_per_second: u32,
 }
 
 /// Read-only global (u64): cookie of the node's own network namespace (`SO_NETNS_COOKIE`, Linux 5.14). Only its

@@ -46,28 +46,33 @@ verdicts! {
     SocketReply = 4, "socket-reply";
     /// Nothing serves: answered with TCP RST or ICMP port unreachable, or the call failed with ECONNREFUSED.
     Refused = 5, "refused";
-    /// Drop: traffic policy Local and no local backend (spec 5).
-    PolicyLocal = 6, "drop-policy-local";
-    /// Drop: the client is outside `loadBalancerSourceRanges` (spec 1.52).
-    SourceRange = 7, "drop-source-range";
-    /// Drop: no free source port towards this backend after the permitted tries.
-    SnatPorts = 8, "drop-snat-ports";
-    /// Drop: the node has no address of this family to translate the source to.
-    SnatAddress = 9, "drop-snat-address";
-    /// Drop: the routing table has no usable way to the rewritten destination.
-    NoRoute = 10, "drop-no-route";
-    /// Drop: TTL or hop limit would reach zero.
-    TtlExceeded = 11, "drop-ttl-exceeded";
-    /// Drop: larger than the MTU of the way to the backend.
-    TooBig = 12, "drop-too-big";
-    /// Drop: nothing serves, and the packet is one that must not be answered (RST; RFC 9293, 3.10.7.1).
-    RefusedSilently = 13, "drop-unanswerable";
-    /// Drop: nothing serves, and the answer could not be built.
-    RefusalFailed = 14, "drop-refusal-failed";
-    /// Drop: the kernel refused to rewrite the packet.
-    RewriteFailed = 15, "drop-rewrite-failed";
+    /// An echo request to a VIP, answered.
+    Echoed = 6, "echoed";
+    /// TTL or hop limit would reach zero: answered with ICMP time exceeded in place of being sent on.
+    TtlExceeded = 7, "ttl-exceeded";
+    /// Larger than the next hop takes: answered with ICMP in place of being sent on (RFC 1191, RFC 8201).
+    TooBig = 8, "too-big";
     /// Left by XDP, as it came, to the tc program of the same device, which decides and counts it too.
-    HandedOn = 16, "handed-on";
+    HandedOn = 9, "handed-on";
+    /// Drop: traffic policy Local and no local backend (spec 5).
+    PolicyLocal = 10, "drop-policy-local";
+    /// Drop: the client is outside `loadBalancerSourceRanges` (spec 1.52).
+    SourceRange = 11, "drop-source-range";
+    /// Drop: no free source port towards this backend after the permitted tries.
+    SnatPorts = 12, "drop-snat-ports";
+    /// Drop: the node has no address of this family to translate the source to.
+    SnatAddress = 13, "drop-snat-address";
+    /// Drop: the routing table has no usable way to the rewritten destination.
+    NoRoute = 14, "drop-no-route";
+    /// Drop: to be answered, but the packet is one that must not be answered (RST, RFC 9293, 3.10.7.1; ICMP errors and
+    /// later fragments, RFC 1122, 3.2.2).
+    RefusedSilently = 15, "drop-unanswerable";
+    /// Drop: to be answered, but the answer could not be built.
+    RefusalFailed = 16, "drop-refusal-failed";
+    /// Drop: the kernel refused to rewrite the packet.
+    RewriteFailed = 17, "drop-rewrite-failed";
+    /// Drop: to be answered with RST or an ICMP error, but this CPU has sent as many as it may.
+    RefusalLimit = 18, "drop-refusal-limit";
 }
 
 impl Verdict {
@@ -77,7 +82,13 @@ impl Verdict {
     /// True for verdicts after which the packet is gone.
     #[inline(always)]
     pub const fn is_drop(self) -> bool {
-        self as u32 >= Self::PolicyLocal as u32 && !matches!(self, Self::HandedOn)
+        self as u32 >= Self::PolicyLocal as u32
+    }
+
+    /// True for verdicts after which the sender's packet has not reached anybody.
+    #[inline(always)]
+    pub const fn is_refusal(self) -> bool {
+        self.is_drop() || matches!(self, Self::Refused | Self::TtlExceeded | Self::TooBig)
     }
 }
 

@@ -26,11 +26,13 @@ use crate::{
     frontend,
     globals::{now_ns, random},
     host_socket,
+    icmp::Quote,
+    icmp_error,
     nat::{self, Hop},
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
     reject::{self, Answer, Back, FamilyAnswer},
-    service_cidr,
+    service_cidr, vip,
 };
 
 /// Everything a family brings.
@@ -54,7 +56,7 @@ pub enum Hook {
 impl Hook {
     /// The hook of `code`, its discriminant.
     #[inline(always)]
-    const fn from_code(code: u32) -> Option<Self> {
+    pub const fn from_code(code: u32) -> Option<Self> {
         match code {
             0 => Some(Self::UplinkIngress),
             1 => Some(Self::UplinkEgress),
@@ -68,6 +70,12 @@ impl Hook {
     const fn is_ingress(self) -> bool {
         matches!(self, Self::UplinkIngress | Self::WorkloadIngress)
     }
+
+    /// Where an answer to a packet seen here goes.
+    #[inline(always)]
+    pub const fn back(self) -> Back {
+        if self.is_ingress() { Back::Device } else { Back::Socket }
+    }
 }
 
 /// Where a packet's way is worked out, in this CPU's scratch memory.
@@ -79,8 +87,11 @@ pub struct Work<F: Balanced> {
     pub way: Way,
     choice: Choice<F>,
     chosen: Chosen<F>,
-    opening: Opening<F>,
+    /// Its connection, as far as it is known.
+    pub opening: Opening<F>,
     answer: Answer<F>,
+    /// What an ICMP error is about.
+    pub quote: Quote<F>,
 }
 
 impl<F: Balanced> Work<F> {
@@ -110,6 +121,9 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
     let mut code = known(packet, work, hook);
     if code == UNKNOWN {
         code = packet.open(hook as u32);
+    }
+    if code == Verdict::TtlExceeded as u32 || code == Verdict::TooBig as u32 {
+        code = packet.complain(hook as u32, code);
     }
     let verdict = match Verdict::from_code(code) {
         Some(verdict) => verdict,
@@ -156,7 +170,7 @@ fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
 
 /// True if an entry is applied at `hook`.
 #[inline(always)]
-fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
+pub fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
     let flags = entry.flags;
     let reply = flags.has(ConnectionFlags::REPLY);
     if flags.has(ConnectionFlags::SNAT) {
@@ -190,7 +204,7 @@ fn continued<F: Balanced, P: Packet>(
 
 /// True for packets of the node's own processes on their way out.
 #[inline(always)]
-const fn is_host_forward(flags: ConnectionFlags) -> bool {
+pub const fn is_host_forward(flags: ConnectionFlags) -> bool {
     flags.has(ConnectionFlags::HOST) && !flags.has(ConnectionFlags::REPLY)
 }
 
@@ -211,7 +225,7 @@ fn forwarded<F: Balanced, P: Packet>(
     to: &Tuple<F>,
     way: &mut Way,
 ) -> Verdict {
-    match forward::route(packet, to, way) {
+    match forward::route(packet, to, forward::wire_len(packet, headers), way) {
         Ok(Route::Via) => sent(packet, headers, to, way),
         Ok(Route::Local) => translated(packet, headers, to),
         Err(reason) => reason,
@@ -244,7 +258,7 @@ fn received<F: Balanced, P: Packet>(
     to: &Tuple<F>,
     way: &mut Way,
 ) -> Verdict {
-    if forward::route(packet, &to.reversed(), way) != Ok(Route::Via) {
+    if forward::route(packet, &to.reversed(), 0, way) != Ok(Route::Via) {
         return translated(packet, headers, to);
     }
     if nat::rewrite(packet, headers, to, Hop::No).is_err() {
@@ -279,6 +293,18 @@ pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
     };
     packet.pull();
     opened(packet, work, hook) as u32
+}
+
+/// Tells a packet's sender why it was not sent on; the verdict's code. The packet is as it came, its headers stand in
+/// the scratch memory, and beside them, for [`Verdict::TooBig`], the way that was too narrow.
+#[inline(always)]
+pub fn complain<F: Balanced, P: Packet>(packet: &mut P, hook: u32, code: u32) -> u32 {
+    let (Some(work), Some(hook)) = (Work::<F>::new(), Hook::from_code(hook)) else {
+        return Verdict::RefusalFailed as u32;
+    };
+    let verdict = if code == Verdict::TooBig as u32 { Verdict::TooBig } else { Verdict::TtlExceeded };
+    let why = (verdict, work.way.mtu(), hook.back());
+    icmp_error::complain(packet, &work.headers, &mut work.answer, why) as u32
 }
 
 /// Opens a connection if there is a frontend to it.
@@ -321,12 +347,12 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
     }
 }
 
-/// What becomes of a packet that no connection and no frontend knows: in a service CIDR it is refused. Of what leaves
-/// by an uplink that concerns the node's own packets only.
+/// What becomes of a packet that no connection and no frontend knows: to a VIP, or in a service CIDR, it is refused. Of
+/// what leaves by an uplink that concerns the node's own packets only.
 #[inline(always)]
 fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let tuple = &work.headers.flow.tuple;
-    if !service_cidr::contains::<F>(&tuple.dst)
+    if !(service_cidr::contains::<F>(&tuple.dst) || vip::is_ours::<F>(&tuple.dst))
         || (hook == Hook::UplinkEgress && !is_node_address::<F>(tuple.src))
     {
         return Verdict::NotOurs;
@@ -359,8 +385,7 @@ fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: E
     if P::HANDS_ON {
         return Verdict::HandedOn;
     }
-    let back = if hook.is_ingress() { Back::Device } else { Back::Socket };
-    reject::refuse(packet, &work.headers, &mut work.answer, back)
+    reject::refuse(packet, &work.headers, &mut work.answer, hook.back())
 }
 
 /// Records a connection to the chosen backend and translates its first packet.
@@ -376,7 +401,8 @@ fn connected<F: Balanced, P: Packet>(
     opening.to.dst = chosen.value.addr;
     opening.to.dst_port = chosen.value.port;
     opening.backend = chosen.id;
-    opening.flags = flags(packet, (&opening.to, chosen, source), hook, way)?;
+    let len = forward::wire_len(packet, headers);
+    opening.flags = flags(packet, (&opening.to, len, chosen, source), hook, way)?;
     if opening.flags.has(ConnectionFlags::SNAT) {
         let device = way.device().ok_or(Verdict::SnatAddress)?;
         opening.to.src = F::snat_address(device);
@@ -401,7 +427,7 @@ fn connected<F: Balanced, P: Packet>(
 #[inline(always)]
 fn flags<F: Balanced, P: Packet>(
     packet: &P,
-    (to, chosen, source): (&Tuple<F>, &Chosen<F>, Source),
+    (to, len, chosen, source): (&Tuple<F>, u16, &Chosen<F>, Source),
     hook: Hook,
     way: &mut Way,
 ) -> Result<ConnectionFlags, DropReason> {
@@ -411,7 +437,7 @@ fn flags<F: Balanced, P: Packet>(
         Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
         Source::Replaced => false,
     };
-    if by_stack || forward::route(packet, to, way)? == Route::Local {
+    if by_stack || forward::route(packet, to, len, way)? == Route::Local {
         return Ok(ConnectionFlags(0));
     }
     Ok(match source {

@@ -67,7 +67,7 @@ pub fn count_verdict(verdict: Verdict, bytes: u32) {
 #[inline(never)]
 pub fn count<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     count_verdict(outcome.verdict, seen.bytes);
-    let refused = outcome.verdict.is_drop() || outcome.verdict == Verdict::Refused;
+    let refused = outcome.verdict.is_refusal();
     let translated = seen.bytes > 0 && !refused;
     let change = |counter: *mut TrafficCounter| {
         // SAFETY: this CPU's own slot, as in `count_verdict`.
@@ -102,9 +102,7 @@ pub fn count_connection(service_port: ServicePortId, backend: BackendId) {
 fn sample<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     let Some(settings) = SETTINGS.get(0).copied() else { return };
     if settings.events_sample == 0
-        || (settings.events_drops_only != 0
-            && !outcome.verdict.is_drop()
-            && outcome.verdict != Verdict::Refused)
+        || (settings.events_drops_only != 0 && !outcome.verdict.is_refusal())
         || (settings.events_service_port != 0 && settings.events_service_port != outcome.service_port.0)
         || slot_index(random(), settings.events_sample) != 0
     {

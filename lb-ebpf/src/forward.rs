@@ -8,7 +8,7 @@
 use aya_ebpf::{bindings::bpf_fib_lookup as FibParams, helpers::bpf_fib_lookup};
 use lb_common::{
     device::{DeviceFlags, DeviceRole, DeviceValue},
-    family::{Address as _, V4, V6},
+    family::{Address as _, Protocol, V4, V6},
     flow::Tuple,
     verdict::{DropReason, Verdict},
 };
@@ -17,6 +17,7 @@ use crate::{
     maps::DEVICES,
     nat::FamilyRewrite,
     packet::{NextHop, Packet},
+    parse::Headers,
 };
 
 /// Results of `bpf_fib_lookup` (`BPF_FIB_LKUP_RET_…`).
@@ -24,6 +25,11 @@ const SUCCESS: i64 = 0;
 const NOT_FORWARDED: i64 = 4;
 const NO_NEIGHBOUR: i64 = 7;
 const TOO_BIG: i64 = 8;
+
+/// Length of a UDP header.
+const UDP_LEN: u32 = 8;
+/// Length of a TCP header with as many options as it may have.
+const TCP_LEN_MAX: u32 = 60;
 
 /// How a family's addresses stand in the FIB parameters.
 pub trait FamilyRoute: FamilyRewrite {
@@ -71,6 +77,13 @@ impl Way {
         self.params.ifindex
     }
 
+    /// What the next hop takes, when [`route`] said [`Verdict::TooBig`]: bytes from the IP header on.
+    #[inline(always)]
+    pub fn mtu(&self) -> u16 {
+        // SAFETY: either member of the union is a plain integer; the kernel has written the MTU (Linux 5.12).
+        unsafe { self.params.__bindgen_anon_1.mtu_result }
+    }
+
     /// Its link-layer address.
     #[inline(always)]
     pub fn device_mac(&self) -> &[u8; 6] {
@@ -97,22 +110,40 @@ impl Way {
     }
 }
 
-/// Looks up the way of a packet with `tuple`.
+/// Bytes from the IP header on of the largest packet that `packet` is on the wire: one segment of it, when hardware
+/// or the stack will make several of it.
+#[inline(always)]
+pub fn wire_len<F: FamilyRoute, P: Packet>(packet: &P, headers: &Headers<F>) -> u16 {
+    let payload = packet.gso_size();
+    if payload == 0 {
+        return headers.ip_len as u16;
+    }
+    let transport = if headers.flow.protocol == Protocol::TCP {
+        let bytes: Option<[u8; 2]> = packet.read(headers.l4 + 12);
+        bytes.map_or(TCP_LEN_MAX, |[offset, _]| (offset as u32 >> 4) * 4)
+    } else {
+        UDP_LEN
+    };
+    ((headers.l4 - headers.l3) as u32 + transport + payload) as u16
+}
+
+/// Looks up the way of a packet with `tuple` and of `len` bytes from the IP header on; 0: however long.
 #[inline(always)]
 pub fn route<F: FamilyRoute, P: Packet>(
     packet: &P,
     tuple: &Tuple<F>,
+    len: u16,
     way: &mut Way,
 ) -> Result<Route, DropReason> {
     // SAFETY: integers only, all zeroes is a value.
     way.params = unsafe { core::mem::zeroed() };
     way.params.family = F::ADDRESS_FAMILY;
     way.params.ifindex = packet.ifindex();
-    way.params.__bindgen_anon_1.tot_len = packet.fib_len();
+    way.params.__bindgen_anon_1.tot_len = len;
     F::set(&mut way.params, tuple);
-    let len = size_of::<FibParams>() as i32;
-    // SAFETY: valid context; `params` is initialised and `len` bytes long.
-    let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, len, 0) };
+    let size = size_of::<FibParams>() as i32;
+    // SAFETY: valid context; `params` is initialised and `size` bytes long.
+    let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, size, 0) };
     if P::HANDS_ON {
         return match result {
             SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),

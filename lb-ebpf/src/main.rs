@@ -2,10 +2,12 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
-//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `reject`; `socket` for the socket hooks; `counters`.
+//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `reject`, `icmp_error`; `icmp` for what
+//! quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
 
+mod allowance;
 mod backend;
 mod balance;
 mod client;
@@ -15,6 +17,8 @@ mod forward;
 mod frontend;
 mod globals;
 mod host_socket;
+mod icmp;
+mod icmp_error;
 mod maps;
 mod nat;
 mod packet;
@@ -22,6 +26,7 @@ mod parse;
 mod reject;
 mod service_cidr;
 mod socket;
+mod vip;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
@@ -35,9 +40,10 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, balance, open},
+    balance::{Balanced, Hook, Work, balance, complain, open},
+    icmp::icmp,
     packet::{Opens, Packet as _, TcPacket, XdpPacket},
-    parse::{ETHERNET_LEN, parse, parse_link},
+    parse::{Carries, ETHERNET_LEN, parse, parse_link},
     socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},
 };
 
@@ -108,8 +114,11 @@ fn log(packet: &TcPacket, verdict: Option<Verdict>) {
 fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<(Verdict, u32)> {
     let work = Work::<F>::new()?;
     work.headers.l3 = l3;
-    parse::<F, P>(packet, &mut work.headers)?;
-    Some((balance(packet, work, hook), work.way.ifindex()))
+    let verdict = match parse::<F, P>(packet, &mut work.headers)? {
+        Carries::Transport => balance(packet, work, hook),
+        Carries::Icmp => Verdict::from_code(packet.icmp(hook as u32))?,
+    };
+    Some((verdict, work.way.ifindex()))
 }
 
 /// From the network, before the kernel makes a socket buffer: what [`tc_uplink_ingress`] does, or nothing at all.
@@ -142,33 +151,51 @@ fn divert(context: XdpContext) -> u32 {
     }
 }
 
-/// [`open`] for IPv4 packets at tc hooks.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn tc_open4(skb: *mut __sk_buff, hook: u32) -> u32 {
-    open::<V4, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+/// The stages that are BPF functions of their own at tc hooks, for one family.
+macro_rules! tc_stages {
+    ($family:ident, $open:ident, $icmp:ident, $complain:ident) => {
+        /// [`open`] at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $open(skb: *mut __sk_buff, hook: u32) -> u32 {
+            open::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+        }
+
+        /// [`icmp`] at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $icmp(skb: *mut __sk_buff, hook: u32) -> u32 {
+            icmp::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+        }
+
+        /// [`complain`] at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $complain(skb: *mut __sk_buff, hook: u32, code: u32) -> u32 {
+            complain::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), hook, code)
+        }
+
+        impl Opens<$family> for TcPacket {
+            #[inline(always)]
+            fn open(&mut self, hook: u32) -> u32 {
+                $open(self.skb(), hook)
+            }
+
+            #[inline(always)]
+            fn icmp(&mut self, hook: u32) -> u32 {
+                $icmp(self.skb(), hook)
+            }
+
+            #[inline(always)]
+            fn complain(&mut self, hook: u32, code: u32) -> u32 {
+                $complain(self.skb(), hook, code)
+            }
+        }
+    };
 }
 
-/// [`open`] for IPv6 packets at tc hooks.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn tc_open6(skb: *mut __sk_buff, hook: u32) -> u32 {
-    open::<V6, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
-}
-
-impl Opens<V4> for TcPacket {
-    #[inline(always)]
-    fn open(&mut self, hook: u32) -> u32 {
-        tc_open4(self.skb(), hook)
-    }
-}
-
-impl Opens<V6> for TcPacket {
-    #[inline(always)]
-    fn open(&mut self, hook: u32) -> u32 {
-        tc_open6(self.skb(), hook)
-    }
-}
+tc_stages!(V4, tc_open4, tc_icmp4, tc_complain4);
+tc_stages!(V6, tc_open6, tc_icmp6, tc_complain6);
 
 /// [`open`] for IPv4 packets at XDP hooks.
 #[unsafe(no_mangle)]
@@ -203,7 +230,9 @@ impl Opens<V6> for XdpPacket {
 fn action(verdict: Option<Verdict>) -> i32 {
     match verdict {
         None | Some(Verdict::NotOurs | Verdict::Translated) => TC_ACT_UNSPEC,
-        Some(Verdict::Redirected | Verdict::Refused) => TC_ACT_REDIRECT,
+        Some(
+            Verdict::Redirected | Verdict::Refused | Verdict::Echoed | Verdict::TtlExceeded | Verdict::TooBig,
+        ) => TC_ACT_REDIRECT,
         Some(_) => TC_ACT_SHOT,
     }
 }

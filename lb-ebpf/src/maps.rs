@@ -6,6 +6,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
+    allowance::Allowance,
     backend::{BackendValue, MemberKey, MemberValue},
     cidr::CidrValue,
     conntrack::ConnectionValue,
@@ -23,6 +24,7 @@ use lb_common::{
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
     verdict::Verdict,
+    vip::{VipKey, VipValue},
 };
 
 type Frontends<F> =
@@ -32,6 +34,7 @@ type Backends<F> =
 type SourceRanges<F> = LpmTrie<SourceRangeData<F>, SourceRangeValue, { limits::SOURCE_RANGES_MAX as usize }>;
 type ServiceCidrs<F> = Array<CidrValue<F>, { limits::SERVICE_CIDRS_MAX as usize }>;
 type PodCidrs<F> = HashMap<u32, CidrValue<F>, 1, { NO_PREALLOC as usize }>;
+type Vips<F> = HashMap<VipKey<F>, VipValue, { limits::VIPS_MAX as usize }, { NO_PREALLOC as usize }>;
 type NodeAddresses<F> = HashMap<
     NodeAddressKey<F>,
     NodeAddressValue,
@@ -68,6 +71,8 @@ pub static BACKEND_COUNTERS: PerCpuArray<TrafficCounter, { limits::BACKENDS_MAX 
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
+pub static ALLOWANCES: PerCpuArray<Allowance, 1> = PerCpuArray::new();
+#[btf_map]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 
 /// The maps of one family.
@@ -77,6 +82,7 @@ pub trait FamilyMaps: Family {
     fn source_ranges() -> &'static SourceRanges<Self>;
     fn service_cidrs() -> &'static ServiceCidrs<Self>;
     fn pod_cidrs() -> &'static PodCidrs<Self>;
+    fn vips() -> &'static Vips<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
     fn connections() -> &'static Connections<Self>;
     fn affinity() -> &'static Affinity<Self>;
@@ -90,7 +96,7 @@ pub trait FamilyMaps: Family {
 
 macro_rules! family_maps {
     ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
-     $pods:ident, $nodes:ident,
+     $pods:ident, $vips:ident, $nodes:ident,
      $connections:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
@@ -102,6 +108,8 @@ macro_rules! family_maps {
         pub static $cidrs: ServiceCidrs<$family> = Array::new();
         #[btf_map]
         pub static $pods: PodCidrs<$family> = HashMap::new();
+        #[btf_map]
+        pub static $vips: Vips<$family> = HashMap::new();
         #[btf_map]
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
         #[btf_map]
@@ -136,6 +144,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn pod_cidrs() -> &'static PodCidrs<Self> {
                 &$pods
+            }
+            #[inline(always)]
+            fn vips() -> &'static Vips<Self> {
+                &$vips
             }
             #[inline(always)]
             fn node_addresses() -> &'static NodeAddresses<Self> {
@@ -178,6 +190,7 @@ family_maps!(
     SOURCE_RANGES4,
     SERVICE_CIDRS4,
     POD_CIDRS4,
+    VIPS4,
     NODE_ADDRESSES4,
     CONNECTIONS4,
     AFFINITY4,
@@ -194,6 +207,7 @@ family_maps!(
     SOURCE_RANGES6,
     SERVICE_CIDRS6,
     POD_CIDRS6,
+    VIPS6,
     NODE_ADDRESSES6,
     CONNECTIONS6,
     AFFINITY6,

@@ -14,9 +14,9 @@ use crate::{
 };
 
 /// Offset of the checksum in a TCP header (RFC 9293).
-const TCP_CHECKSUM: usize = 16;
+pub const TCP_CHECKSUM: usize = 16;
 /// Offset of the checksum in a UDP header (RFC 768).
-const UDP_CHECKSUM: usize = 6;
+pub const UDP_CHECKSUM: usize = 6;
 
 /// Whether the packet takes a hop here: the program forwards it itself, so it lowers TTL or hop limit itself.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -67,6 +67,14 @@ pub trait FamilyHeader: FamilyMaps {
     const HEADER_LEN: usize;
     /// Offset, in the header, of the bytes a rewrite changes ([`crate::nat`]).
     const REWRITE_OFFSET: usize;
+    /// Protocol of its ICMP.
+    const ICMP: Protocol;
+    /// ICMP types of an echo request and of its reply.
+    const ECHO_REQUEST: u8;
+    const ECHO_REPLY: u8;
+
+    /// True if ICMP packets of type `kind` quote the packet they are about and say what is wrong with it.
+    fn is_error(kind: u8) -> bool;
 
     /// Reads the IP header at `headers.l3` and sets everything that comes from it.
     fn parse<P: Packet>(packet: &P, headers: &mut Headers<Self>) -> Option<()>;
@@ -105,6 +113,16 @@ const IPV4_OFFSET: u16 = 0x1fff;
 impl FamilyHeader for V4 {
     const HEADER_LEN: usize = 20;
     const REWRITE_OFFSET: usize = 8;
+    const ICMP: Protocol = Protocol::ICMP;
+    const ECHO_REQUEST: u8 = 8;
+    const ECHO_REPLY: u8 = 0;
+
+    /// Destination unreachable, time exceeded, parameter problem (RFC 792). Source quench is deprecated (RFC 6633),
+    /// redirects concern one link.
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 3 | 11 | 12)
+    }
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, headers: &mut Headers<V4>) -> Option<()> {
@@ -140,6 +158,15 @@ const DESTINATION: u8 = 60;
 impl FamilyHeader for V6 {
     const HEADER_LEN: usize = 40;
     const REWRITE_OFFSET: usize = 4;
+    const ICMP: Protocol = Protocol::ICMPV6;
+    const ECHO_REQUEST: u8 = 128;
+    const ECHO_REPLY: u8 = 129;
+
+    /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
+    #[inline(always)]
+    fn is_error(kind: u8) -> bool {
+        matches!(kind, 1..=4)
+    }
 
     #[inline(always)]
     fn parse<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<()> {
@@ -221,20 +248,31 @@ pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)
     Some((ethertype.get(), l3))
 }
 
-/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP or UDP, a later fragment of an unknown
+/// What an IP packet carries, as far as it may concern us.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// TCP or UDP, the ports known.
+    Transport,
+    /// ICMP of the family; nothing of it was read yet.
+    Icmp,
+}
+
+/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP or ICMP, a later fragment of an unknown
 /// datagram, or too short to tell.
 #[inline(always)]
-pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<()> {
+pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<Carries> {
     F::parse(packet, headers)?;
-    if headers.flow.protocol != Protocol::TCP && headers.flow.protocol != Protocol::UDP {
-        return None;
-    }
     headers.flow._pad = [0; 3];
     headers.tcp_flags = TcpFlags::default();
+    if headers.flow.protocol != Protocol::TCP && headers.flow.protocol != Protocol::UDP {
+        headers.flow.tuple.src_port = Be16::default();
+        headers.flow.tuple.dst_port = Be16::default();
+        return if headers.flow.protocol == F::ICMP { Some(Carries::Icmp) } else { None };
+    }
     let ports = transport(packet, headers)?;
     headers.flow.tuple.src_port = ports.src_port;
     headers.flow.tuple.dst_port = ports.dst_port;
-    Some(())
+    Some(Carries::Transport)
 }
 
 /// The ports, from the transport header or from the datagram's first fragment, and the TCP flags.

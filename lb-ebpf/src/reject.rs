@@ -2,7 +2,8 @@
 //!
 //! The answer is built in the packet's own buffer and sent back where it came from. TCP gets a RST (RFC 9293,
 //! 3.10.7.1) and not kube-proxy's ICMP: both end in ECONNREFUSED, but a RST is not rate limited or filtered on the
-//! way. UDP gets port unreachable (RFC 792; RFC 4443, 3.1) quoting the IP header and the first 8 bytes behind it.
+//! way. UDP gets port unreachable (RFC 792; RFC 4443, 3.1). A CPU sends so many answers a second and no more
+//! (`lb_common::allowance`).
 //!
 //! A packet from a local socket may carry `CHECKSUM_PARTIAL`: the kernel has put only the pseudo header's sum into
 //! the checksum field, and whoever sends the packet last adds the rest. tc cannot see that flag, but it can see the
@@ -16,8 +17,10 @@ use lb_common::{
 };
 
 use crate::{
+    allowance,
+    icmp_error::{self, FamilyError, IcmpHeader},
     nat::{FamilyRewrite, pseudo_header},
-    packet::{Packet, Refused},
+    packet::{CHUNK, Packet, Refused},
     parse::{ETHERNET_LEN, FamilyHeader, Fragment, Headers},
 };
 
@@ -31,28 +34,18 @@ pub enum Back {
 }
 
 /// TTL and hop limit of answers (RFC 1700's recommendation).
-const TTL: u8 = 64;
-/// Bytes quoted behind the IP header.
-const QUOTED: usize = 8;
+pub const TTL: u8 = 64;
 /// Length of a TCP header without options.
 const TCP_LEN: usize = 20;
-/// Length of an ICMP error header.
-const ICMP_LEN: usize = 8;
 
 /// A family's answers.
-pub trait FamilyAnswer: FamilyRewrite {
+pub trait FamilyAnswer: FamilyRewrite + FamilyError {
     /// Its IP header.
     type Header: Copy;
-    /// 32-bit words of the longest quotation: an IP header with options, or extension headers of 64 bytes.
-    const QUOTED_WORDS_MAX: usize;
-    /// The header of an answer with `len` bytes behind it.
-    fn header(headers: &Headers<Self>, protocol: Protocol, len: u16) -> Self::Header;
-    /// Protocol of its ICMP.
-    const ICMP: Protocol;
-    /// Type and code of port unreachable.
-    const PORT_UNREACHABLE: [u8; 2];
+    /// The header of an answer from `src` with `len` bytes behind it.
+    fn header(headers: &Headers<Self>, src: Self::Addr, protocol: Protocol, len: u16) -> Self::Header;
     /// Sum of what an ICMP checksum covers besides the message: nothing, or the pseudo header (RFC 4443, 2.3).
-    fn icmp_pseudo_header(headers: &Headers<Self>, len: u16) -> Sum;
+    fn icmp_pseudo_header(headers: &Headers<Self>, src: Self::Addr, len: u16) -> Sum;
 }
 
 /// An IPv4 header without options (RFC 791).
@@ -91,14 +84,11 @@ const DONT_FRAGMENT: u16 = 0x4000;
 
 impl FamilyAnswer for V4 {
     type Header = Ipv4Header;
-    const QUOTED_WORDS_MAX: usize = (60 + QUOTED) / 4;
-    const ICMP: Protocol = Protocol::ICMP;
-    const PORT_UNREACHABLE: [u8; 2] = [3, 3];
 
     #[inline(always)]
-    fn header(headers: &Headers<V4>, protocol: Protocol, len: u16) -> Ipv4Header {
+    fn header(headers: &Headers<V4>, src: Addr4, protocol: Protocol, len: u16) -> Ipv4Header {
         let total_len = Be16::new(Self::HEADER_LEN as u16 + len);
-        let (src, dst) = (headers.flow.tuple.dst, headers.flow.tuple.src);
+        let dst = headers.flow.tuple.src;
         let sum = Sum::default()
             .add16(u16::from_ne_bytes([0x45, 0]))
             .add16(u16::from_ne_bytes(total_len.0))
@@ -121,32 +111,29 @@ impl FamilyAnswer for V4 {
     }
 
     #[inline(always)]
-    fn icmp_pseudo_header(_headers: &Headers<V4>, _len: u16) -> Sum {
+    fn icmp_pseudo_header(_headers: &Headers<V4>, _src: Addr4, _len: u16) -> Sum {
         Sum::default()
     }
 }
 
 impl FamilyAnswer for V6 {
     type Header = Ipv6Header;
-    const QUOTED_WORDS_MAX: usize = (40 + 64 + QUOTED) / 4;
-    const ICMP: Protocol = Protocol::ICMPV6;
-    const PORT_UNREACHABLE: [u8; 2] = [1, 4];
 
     #[inline(always)]
-    fn header(headers: &Headers<V6>, protocol: Protocol, len: u16) -> Ipv6Header {
+    fn header(headers: &Headers<V6>, src: Addr6, protocol: Protocol, len: u16) -> Ipv6Header {
         Ipv6Header {
             version_class_flow: [0x60, 0, 0, 0],
             payload_len: Be16::new(len),
             next_header: protocol,
             hop_limit: TTL,
-            src: headers.flow.tuple.dst,
+            src,
             dst: headers.flow.tuple.src,
         }
     }
 
     #[inline(always)]
-    fn icmp_pseudo_header(headers: &Headers<V6>, len: u16) -> Sum {
-        pseudo_header::<V6>(headers.flow.tuple.dst, headers.flow.tuple.src, Protocol::ICMPV6, len)
+    fn icmp_pseudo_header(headers: &Headers<V6>, src: Addr6, len: u16) -> Sum {
+        pseudo_header::<V6>(src, headers.flow.tuple.src, Protocol::ICMPV6, len)
     }
 }
 
@@ -165,21 +152,18 @@ struct TcpHeader {
     urgent: u16,
 }
 
-/// An ICMP error without its quotation (RFC 792, RFC 4443).
-#[derive(Clone, Copy)]
-#[repr(C)]
-struct IcmpHeader {
-    type_code: [u8; 2],
-    checksum: u16,
-    unused: u32,
-}
-
 /// Memory to build an answer in.
 #[repr(C)]
 pub struct Answer<F: FamilyAnswer> {
-    ip: F::Header,
+    /// Who answers.
+    pub from: F::Addr,
+    /// Its IP header.
+    pub ip: F::Header,
     tcp: TcpHeader,
-    icmp: IcmpHeader,
+    /// The ICMP header of an error.
+    pub icmp: IcmpHeader,
+    /// A piece of what an error quotes.
+    pub chunk: [u32; CHUNK / 4],
 }
 
 /// Answers a packet nobody serves.
@@ -193,10 +177,14 @@ pub fn refuse<F: FamilyAnswer, P: Packet>(
     if headers.fragment == Fragment::Later || headers.tcp_flags.has(TcpFlags::RST) {
         return Verdict::RefusedSilently;
     }
+    if !allowance::take() {
+        return Verdict::RefusalLimit;
+    }
+    answer.from = headers.flow.tuple.dst;
     let built = if headers.flow.protocol == Protocol::TCP {
         reset(packet, headers, answer)
     } else {
-        port_unreachable(packet, headers, answer)
+        icmp_error::tell(packet, headers, answer, F::PORT_UNREACHABLE)
     };
     match built.and_then(|()| send_back(packet, headers.l3, back)) {
         Ok(()) => Verdict::Refused,
@@ -234,7 +222,7 @@ fn reset<F: FamilyAnswer, P: Packet>(
     };
     let pseudo = pseudo_header::<F>(tuple.dst, tuple.src, Protocol::TCP, TCP_LEN as u16);
     answer.tcp.checksum = if partial { pseudo.fold() } else { pseudo.add_tcp(&answer.tcp).checksum() };
-    answer.ip = F::header(headers, Protocol::TCP, TCP_LEN as u16);
+    answer.ip = F::header(headers, answer.from, Protocol::TCP, TCP_LEN as u16);
     packet.resize((headers.l3 + F::HEADER_LEN + TCP_LEN) as u32)?;
     packet.write(headers.l3, &answer.ip)?;
     packet.write(headers.l3 + F::HEADER_LEN, &answer.tcp)
@@ -273,45 +261,9 @@ impl AddHeader for Sum {
     }
 }
 
-/// Turns the packet into an ICMP port unreachable that quotes it.
-#[inline(always)]
-fn port_unreachable<F: FamilyAnswer, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<F>,
-    answer: &mut Answer<F>,
-) -> Result<(), Refused> {
-    let quoted = headers.l4 + QUOTED - headers.l3;
-    let message = (ICMP_LEN + quoted) as u16;
-    packet.resize((headers.l4 + QUOTED) as u32)?;
-    packet.pull();
-    let sum = quotation::<F, P>(packet, headers.l3, quoted)?.add16(u16::from_ne_bytes(F::PORT_UNREACHABLE));
-    let pseudo = F::icmp_pseudo_header(headers, message);
-    answer.ip = F::header(headers, F::ICMP, message);
-    answer.icmp =
-        IcmpHeader { type_code: F::PORT_UNREACHABLE, checksum: Sum(sum.0 + pseudo.0).checksum(), unused: 0 };
-    packet.make_room((F::HEADER_LEN + ICMP_LEN) as u32)?;
-    packet.write(headers.l3, &answer.ip)?;
-    packet.write(headers.l3 + F::HEADER_LEN, &answer.icmp)
-}
-
-/// Sum of `len` bytes (a multiple of 4) at `offset`.
-#[inline(always)]
-fn quotation<F: FamilyAnswer, P: Packet>(packet: &P, offset: usize, len: usize) -> Result<Sum, Refused> {
-    let mut sum = Sum::default();
-    let mut word = 0;
-    while word <= F::QUOTED_WORDS_MAX {
-        if word * 4 >= len {
-            return Ok(sum);
-        }
-        sum = sum.add(packet.read(offset + word * 4).ok_or(Refused)?);
-        word += 1;
-    }
-    Err(Refused)
-}
-
 /// Sends the answer back: link-layer addresses exchanged, where there are any.
 #[inline(always)]
-fn send_back<P: Packet>(packet: &mut P, l3: usize, back: Back) -> Result<(), Refused> {
+pub fn send_back<P: Packet>(packet: &mut P, l3: usize, back: Back) -> Result<(), Refused> {
     if l3 >= ETHERNET_LEN {
         packet.pull();
         let [dst, src]: [[u8; 6]; 2] = packet.read(0).ok_or(Refused)?;

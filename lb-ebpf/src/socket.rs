@@ -30,7 +30,7 @@ use crate::{
     frontend,
     globals::{has_feature, masquerades_all, node_netns_cookie, random},
     maps::FamilyMaps,
-    service_cidr,
+    service_cidr, vip,
 };
 
 /// What a hook returns: the call goes on.
@@ -254,10 +254,11 @@ pub fn dial<F: FamilyMaps, C: Call<F>>(call: &mut C, luck: Luck) -> i32 {
     if outcome.verdict == Verdict::Refused { refuse() } else { ALLOW }
 }
 
-/// What becomes of a call that names no frontend: in a service CIDR it is refused.
+/// What becomes of a call that names no frontend: to a VIP, or in a service CIDR, it is refused.
 #[inline(never)]
 fn unknown<F: FamilyMaps>(peer: &Endpoint<F>, protocol: Protocol) -> i32 {
-    if peer.addr.is_loopback() || peer.addr.is_unspecified() || !service_cidr::contains::<F>(&peer.addr) {
+    let is_ours = || service_cidr::contains::<F>(&peer.addr) || vip::is_ours::<F>(&peer.addr);
+    if peer.addr.is_loopback() || peer.addr.is_unspecified() || !is_ours() {
         return ALLOW;
     }
     count_dial(Outcome::of(Verdict::Refused), peer, protocol);

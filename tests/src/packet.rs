@@ -8,6 +8,7 @@ use etherparse::{
     TcpHeader, TransportSlice, UdpHeader,
 };
 use lb_common::{
+    checksum::Sum,
     family::{Address as _, Be16, Family, Protocol},
     flow::{FlowKey, Tuple},
 };
@@ -225,6 +226,12 @@ fn udp_checksum(src: IpAddr, dst: IpAddr, header: &UdpHeader, payload: &[u8]) ->
     .expect("a payload that fits")
 }
 
+/// The Internet checksum of `bytes` (RFC 1071): 0 if they contain it.
+fn internet_checksum(bytes: &[u8]) -> u16 {
+    let word = |pair: &[u8]| u16::from_ne_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]);
+    bytes.chunks(2).fold(Sum::default(), |sum, pair| sum.add16(word(pair))).checksum()
+}
+
 /// A port unreachable: who says it to whom, and the flow it quotes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unreachable {
@@ -278,6 +285,78 @@ fn quoted_ports(quoted: &[u8]) -> (u16, u16) {
     let at = if quoted[0] >> 4 == 4 { usize::from(quoted[0] & 15) * 4 } else { 40 };
     let port = |at: usize| u16::from_be_bytes([quoted[at], quoted[at + 1]]);
     (port(at), port(at + 2))
+}
+
+/// An ICMP message: an error with what it quotes, or an echo with its data.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Icmp {
+    /// Who says it.
+    pub src: IpAddr,
+    /// To whom.
+    pub dst: IpAddr,
+    /// TTL or hop limit.
+    pub ttl: u8,
+    /// Type and code.
+    pub kind: (u8, u8),
+    /// What stands behind the checksum: nothing, an MTU, or an echo's identifier and number.
+    pub rest: u32,
+    /// Everything else.
+    pub payload: Vec<u8>,
+}
+
+impl Icmp {
+    /// An error from `src` about `packet`, an Ethernet frame, of which it quotes all but the link layer.
+    pub fn about(src: IpAddr, packet: &[u8], kind: (u8, u8), rest: u32) -> Self {
+        let payload = packet[14..].to_vec();
+        let (dst, _) = quoted_addresses(&payload);
+        Self { src, dst, ttl: 64, kind, rest, payload }
+    }
+
+    /// The same quoting so many bytes only.
+    #[must_use]
+    pub fn quoting(mut self, bytes: usize) -> Self {
+        self.payload.truncate(bytes);
+        self
+    }
+
+    /// The bytes on an Ethernet.
+    pub fn bytes(&self) -> Vec<u8> {
+        let builder = PacketBuilder::ethernet2(FAR_MAC, NEAR_MAC);
+        let ((kind, code), rest) = (self.kind, self.rest.to_be_bytes());
+        let mut bytes = Vec::new();
+        match (self.src, self.dst) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => builder
+                .ipv4(src.octets(), dst.octets(), self.ttl)
+                .icmpv4_raw(kind, code, rest)
+                .write(&mut bytes, &self.payload),
+            (IpAddr::V6(src), IpAddr::V6(dst)) => builder
+                .ipv6(src.octets(), dst.octets(), self.ttl)
+                .icmpv6_raw(kind, code, rest)
+                .write(&mut bytes, &self.payload),
+            _ => panic!("addresses of two families"),
+        }
+        .expect("write to memory");
+        bytes
+    }
+
+    /// Decodes an ICMP message from an Ethernet and checks its checksums.
+    pub fn decode(bytes: &[u8]) -> Self {
+        let sliced = SlicedPacket::from_ethernet(bytes).expect("a packet");
+        let (src, dst, ttl) = addresses(&sliced);
+        let (kind, rest, payload) = match sliced.transport.as_ref().expect("ICMP") {
+            TransportSlice::Icmpv4(icmp) => {
+                assert_eq!(internet_checksum(icmp.slice()), 0, "ICMP checksum");
+                ((icmp.type_u8(), icmp.code_u8()), icmp.bytes5to8(), icmp.payload())
+            }
+            TransportSlice::Icmpv6(icmp) => {
+                let (IpAddr::V6(from), IpAddr::V6(to)) = (src, dst) else { panic!("ICMPv6 over IPv4") };
+                assert!(icmp.is_checksum_valid(from.octets(), to.octets()), "ICMPv6 checksum");
+                ((icmp.type_u8(), icmp.code_u8()), icmp.bytes5to8(), icmp.payload())
+            }
+            other => panic!("not ICMP: {other:?}"),
+        };
+        Self { src, dst, ttl, kind, rest: u32::from_be_bytes(rest), payload: payload.to_vec() }
+    }
 }
 
 /// `bytes` behind one VLAN tag.

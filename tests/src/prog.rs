@@ -38,6 +38,7 @@ use lb_common::{
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
+    vip::{VipKey, VipValue},
 };
 
 /// Entries of the larger maps in tests: enough, and quick to make.
@@ -79,6 +80,8 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
 pub trait Places: Family {
     /// A client outside.
     const CLIENT: IpAddr;
+    /// The router between node, clients and other nodes.
+    const ROUTER: IpAddr;
     /// Another one.
     const OTHER_CLIENT: IpAddr;
     /// A VIP.
@@ -99,6 +102,7 @@ pub trait Places: Family {
 
 impl Places for V4 {
     const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
+    const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
     const OTHER_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 200));
     const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
     const OTHER_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 11));
@@ -111,6 +115,7 @@ impl Places for V4 {
 
 impl Places for V6 {
     const CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10));
+    const ROUTER: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
     const OTHER_CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x200, 0, 0, 0, 0, 0x20));
     const VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xa));
     const OTHER_VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xb));
@@ -365,22 +370,39 @@ impl Node {
 
     /// Runs a tc program alone.
     pub fn run_tc(&mut self, hook: Hook, packet: &[u8]) -> Ran {
+        let (name, ifindex) = self.program_at(hook);
+        self.run_program(name, ifindex, packet)
+    }
+
+    /// Runs a tc program alone on a packet that is to leave in segments of `gso_size` bytes of payload (0: as it is).
+    pub fn run_segmented(&mut self, hook: Hook, packet: &[u8], gso_size: u32) -> Ran {
+        let (name, ifindex) = self.program_at(hook);
+        self.run_as((name, ifindex), packet, gso_size)
+    }
+
+    /// The tc program at a hook, and its device.
+    fn program_at(&self, hook: Hook) -> (&'static str, u32) {
         let [uplink, pod, _] = self.devices;
-        let (name, ifindex) = match hook {
+        match hook {
             Hook::FromNetwork => ("tc_uplink_ingress", uplink),
             Hook::ToNetwork => ("tc_uplink_egress", uplink),
             Hook::FromPod => ("tc_workload_ingress", pod),
             Hook::ToPod => ("tc_workload_egress", pod),
-        };
-        self.run_program(name, ifindex, packet)
+        }
     }
 
     /// Runs a tc program on a packet of the device `ifindex`.
     pub fn run_program(&mut self, name: &str, ifindex: u32, packet: &[u8]) -> Ran {
+        self.run_as((name, ifindex), packet, 0)
+    }
+
+    fn run_as(&mut self, (name, ifindex): (&str, u32), packet: &[u8], gso_size: u32) -> Ran {
         let program = self.tc_program(name);
-        // `struct __sk_buff`: ifindex is its eleventh word. Everything else must be zero on the way in.
+        // `struct __sk_buff`: ifindex and gso_size stand there. Everything else must be zero on the way in.
         let mut context = [0u8; 192];
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
+        // Room for an ICMP error that quotes the packet.
         let mut out = vec![0; packet.len() + 256];
         let options = TestRunOptions {
             data_in: Some(packet),
@@ -518,6 +540,15 @@ impl Node {
         let addr = |ip| F::Addr::from_ip(ip).unwrap();
         let value = CidrValue::<F> { network: addr(network), mask: addr(mask), used: 1 };
         self.array(&name::<F>("SERVICE_CIDRS")).set(index, value, 0).unwrap();
+    }
+
+    /// Makes `addr` a VIP.
+    pub fn vip<F: Family>(&mut self, addr: IpAddr)
+    where
+        VipKey<F>: Pod,
+    {
+        let key = VipKey::<F> { addr: F::Addr::from_ip(addr).unwrap() };
+        self.hash(&name::<F>("VIPS")).insert(key, VipValue { used: 1 }, 0).unwrap();
     }
 
     /// Lets `cidr` use a service port's source-ranged frontends.

@@ -683,25 +683,6 @@ macro_rules! cases {
                 assert_eq!(node.verdicts(), verdicts(&[(Verdict::NoRoute, &[&packet])]));
             }
 
-            pub(super) fn a_packet_at_the_end_of_its_life_is_a_drop() {
-                let (mut node, _) = serve(&[remote()]);
-                let packet = tcp(CLIENT, VIP, SYN).with_ttl(1).bytes();
-                assert_eq!(node.run(Hook::FromNetwork, &packet), dropped(&packet));
-                assert_eq!(node.verdicts(), verdicts(&[(Verdict::TtlExceeded, &[&packet])]));
-            }
-
-            pub(super) fn a_packet_larger_than_the_way_is_a_drop() {
-                let (mut node, _) = serve(&[Server { addr: (F::NARROW_POD, TARGET), local: false }]);
-                let small = tcp(CLIENT, VIP, SYN);
-                forward(&mut node, Hook::FromNetwork, &small);
-                let packet = tcp(CLIENT, VIP, ACK).with_payload(&[1; 1400]).bytes();
-                assert_eq!(node.run(Hook::FromNetwork, &packet), dropped(&packet));
-                assert_eq!(
-                    node.verdicts(),
-                    verdicts(&[(Verdict::Redirected, &[&small.bytes()]), (Verdict::TooBig, &[&packet])])
-                );
-            }
-
             pub(super) fn vlan_tags_and_longer_headers_are_understood() {
                 let (mut node, _) = serve(&[local()]);
                 let request = tcp(CLIENT, VIP, SYN);
@@ -796,8 +777,6 @@ both_families! {
     a_dead_connection_gives_its_port_back
     a_node_without_an_address_cannot_translate_sources
     a_backend_without_a_route_is_a_drop
-    a_packet_at_the_end_of_its_life_is_a_drop
-    a_packet_larger_than_the_way_is_a_drop
     vlan_tags_and_longer_headers_are_understood
     fragments_follow_the_first
     events_tell_what_was_asked_for

@@ -27,13 +27,14 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 9] = [
+const KERNEL: [&str; 10] = [
     "agreement",
     "attach",
     "conntrack_gc",
     "contract",
     "datapath",
     "flow_tables",
+    "icmp",
     "maps_bpf",
     "old_kernel",
     "xdp",

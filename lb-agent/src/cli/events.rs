@@ -42,7 +42,7 @@ pub(super) async fn follow(args: &EventsArgs) -> anyhow::Result<()> {
         events_sample: args.sample,
         events_service_port: args.service_port,
         events_drops_only: u32::from(args.drops),
-        _pad: 0,
+        ..before
     };
     settings.set(0, wanted, 0).context("write SETTINGS")?;
     let result = tokio::select! {
@@ -53,11 +53,10 @@ pub(super) async fn follow(args: &EventsArgs) -> anyhow::Result<()> {
     result
 }
 
-/// Logs one in `sample` verdicts for as long as the runtime lives; none if 0.
-pub(super) fn start_log(dir: &Path, sample: u32) -> anyhow::Result<()> {
-    let wanted = Settings { events_sample: sample, ..Settings::default() };
-    open_settings(dir)?.set(0, wanted, 0).context("write SETTINGS")?;
-    if sample == 0 {
+/// Gives the programs their settings, and logs the verdicts these ask for as long as the runtime lives.
+pub(super) fn start_log(dir: &Path, settings: Settings) -> anyhow::Result<()> {
+    open_settings(dir)?.set(0, settings, 0).context("write SETTINGS")?;
+    if settings.events_sample == 0 {
         return Ok(());
     }
     let mut events = open_events(dir)?;

@@ -186,6 +186,10 @@ pub(super) struct RunArgs {
     /// Log one in N verdicts of the datapath; 0: none. Costs a ring buffer write each.
     #[arg(long, default_value_t = 0, value_name = "N")]
     events_sample: u32,
+    /// Answers to packets that nobody serves (RST, ICMP errors) a CPU may send a second, as many at once; beyond it
+    /// they are dropped in silence. 0: any number.
+    #[arg(long, default_value_t = 1000, value_name = "N")]
+    refusals_per_second: u32,
     /// Log lines to read, or JSON objects to collect.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
@@ -314,6 +318,7 @@ impl RunArgs {
             tuning: self.node.tuning()?,
             snat_ports: self.snat_ports,
             events_sample: self.events_sample,
+            refusals_per_second: self.refusals_per_second,
         })
     }
 }
@@ -439,7 +444,7 @@ impl Agent {
         let follower = tokio::spawn(self.follower.run(self.attached, self.pod_cidrs, stop.clone()));
         start_retirement(config, &self.admin, stop);
         start_collection(config, &pins, self.metrics.collection, stop)?;
-        events::start_log(pins.dir(), config.events_sample)?;
+        events::start_log(pins.dir(), config.settings())?;
         let result = tokio::select! {
             ended = first_failure(&mut self.tasks) => ended,
             () = stop.cancelled() => Ok(()),

@@ -13,6 +13,7 @@ pub mod placement;
 mod restore;
 pub mod runs;
 pub mod service_cidrs;
+pub mod vips;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -33,6 +34,7 @@ use crate::{
         maglev::TableSize,
         placement::Fallbacks,
         runs::RunPool,
+        vips::Vips,
     },
     diff::{Delta, DeltaFamily, Pending},
     maps::MapState,
@@ -111,6 +113,8 @@ pub trait RecordFamily: DeltaFamily {
     fn record_mut(record: &mut PortRecord) -> &mut FamilyRecord<Self>;
     /// The frontends of this family that several service ports claim.
     fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>);
+    /// The VIPs of this family.
+    fn vips(desired: &mut Desired) -> &mut Vips<Self>;
 }
 
 impl RecordFamily for V4 {
@@ -123,6 +127,9 @@ impl RecordFamily for V4 {
     fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>) {
         (&mut desired.contested4, &desired.ports)
     }
+    fn vips(desired: &mut Desired) -> &mut Vips<Self> {
+        &mut desired.vips4
+    }
 }
 
 impl RecordFamily for V6 {
@@ -134,6 +141,9 @@ impl RecordFamily for V6 {
     }
     fn contested(desired: &mut Desired) -> (&mut Contested<Self>, &BTreeMap<ServicePortId, PortRecord>) {
         (&mut desired.contested6, &desired.ports)
+    }
+    fn vips(desired: &mut Desired) -> &mut Vips<Self> {
+        &mut desired.vips6
     }
 }
 
@@ -148,6 +158,8 @@ pub struct Desired {
     fallbacks: Fallbacks,
     contested4: Contested<V4>,
     contested6: Contested<V6>,
+    vips4: Vips<V4>,
+    vips6: Vips<V6>,
 }
 
 /// What is known around a service.
@@ -221,9 +233,11 @@ impl Desired {
         Ok(())
     }
 
-    /// Wants the backends of all services as they are by now. Last step of a computation.
+    /// Wants the backends and VIPs of all services as they are by now. Last step of a computation.
     pub fn settle(&mut self, target: &mut Target<'_>) {
         self.backends.settle(target.have, target.delta);
+        self.vips4.settle(target);
+        self.vips6.settle(target);
     }
 
     /// Frees ids and runs that the maps know no more, and returns the runs.
@@ -375,6 +389,7 @@ impl Desired {
         target: &mut Target<'_>,
     ) {
         let keys: Vec<_> = record.frontends.keys().copied().collect();
+        F::vips(self).add(&record.frontends);
         let place = F::record_mut(self.ports.entry(id).or_default());
         let former = std::mem::replace(place, record);
         for key in &former.source_ranges {
@@ -383,6 +398,7 @@ impl Desired {
         for key in &place.source_ranges {
             target.delta.want_source_range(target.have, *key, true);
         }
+        F::vips(self).remove(&former.frontends);
         let (contested, ports) = F::contested(self);
         for key in former.frontends.into_keys().filter(|key| keys.binary_search(key).is_err()) {
             contested.yield_up(id, key, ports, target);

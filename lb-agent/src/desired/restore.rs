@@ -23,6 +23,7 @@ use super::{
     owner,
     placement::Fallbacks,
     runs::{Contents, RunPool},
+    vips::Vips,
 };
 use crate::{
     diff::DeltaFamily,
@@ -62,6 +63,8 @@ impl Desired {
             fallbacks: Fallbacks::default(),
             contested4: Contested::default(),
             contested6: Contested::default(),
+            vips4: Vips::restore(have),
+            vips6: Vips::restore(have),
         }
     }
 

@@ -44,6 +44,7 @@ fn contents(ports: &[Port], offset: u32) -> MapState {
         let run = if count == 0 { Run::default() } else { Run { base, count } };
         let key = FrontendKey::new(Addr4([10, 96, 0, index as u8]), Be16::new(80), Protocol::TCP);
         let kind = FrontendKind::CLUSTER_IP;
+        state.v4.vips.insert(VipKey { addr: key.addr }, VipValue { used: 1 });
         state.v4.frontends.insert(
             key,
             FrontendValue { service_port, kind, internal: run, external: run, ..FrontendValue::default() },
@@ -55,6 +56,18 @@ fn contents(ports: &[Port], offset: u32) -> MapState {
 
 fn ports() -> impl Strategy<Value = Vec<Port>> {
     prop::collection::vec((prop::collection::vec(0u8..12, 0..6), 0usize..6), 0..6)
+}
+
+/// VIPs of `state` that refuse, although nothing is amiss, what a frontend of `have` or `want` serves: a VIP comes after
+/// all its frontends and goes before the first of them.
+fn refused_in_error(state: &MapState, have: &MapState, want: &MapState) -> Vec<VipKey<V4>> {
+    let lacks = |key: &VipKey<V4>, of: &MapState| {
+        let mut frontends = of.v4.frontends.keys().filter(|frontend| frontend.addr == key.addr);
+        frontends.any(|frontend| !state.v4.frontends.contains_key(frontend))
+    };
+    let early = |key: &VipKey<V4>| !have.v4.vips.contains_key(key) && lacks(key, want);
+    let late = |key: &VipKey<V4>| !want.v4.vips.contains_key(key) && lacks(key, have);
+    state.v4.vips.keys().filter(|key| early(key) || late(key)).copied().collect()
 }
 
 /// What the maps hold for `want` after everything: generations are never deleted.
@@ -74,6 +87,7 @@ proptest! {
         for write in diff(&have, &want) {
             state.apply(&write);
             prop_assert_eq!(state.inconsistencies(), Vec::<String>::new(), "after {}", write);
+            prop_assert_eq!(refused_in_error(&state, &have, &want), Vec::new(), "after {}", write);
         }
         state.forget_dead_slots();
         prop_assert_eq!(state, expected(&have, &want));
@@ -120,6 +134,7 @@ fn the_order_is_the_one_the_module_describes() {
     assert_eq!(
         plan,
         [
+            "delete VIP 10.96.0.1",
             "BACKEND id=5 10.0.0.5:80/TCP active",
             "MEMBER service-port=1 backend=5 active cluster",
             "SLOT 1000 backend=3",

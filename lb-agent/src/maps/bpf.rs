@@ -14,6 +14,7 @@ use lb_common::{
     id::{BackendId, ServicePortId},
     maps,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
+    vip::{VipKey, VipValue},
 };
 
 use crate::maps::{Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, family_map_name};
@@ -41,6 +42,7 @@ where
     backends: Table<HashMap<MapData, BackendId, BackendValue<F>>>,
     source_ranges: Table<LpmTrie<MapData, SourceRangeData<F>, SourceRangeValue>>,
     service_cidrs: Table<Array<MapData, CidrValue<F>>>,
+    vips: Table<HashMap<MapData, VipKey<F>, VipValue>>,
 }
 
 impl BpfMaps {
@@ -122,6 +124,7 @@ where
     FrontendKey<F>: Pod,
     BackendValue<F>: Pod,
     CidrValue<F>: Pod,
+    VipKey<F>: Pod,
 {
     fn open(pin_dir: &Path) -> Result<Self, MapError> {
         Ok(Self {
@@ -129,6 +132,7 @@ where
             backends: Table::open(pin_dir, &family_map_name::<F>(maps::BACKENDS))?,
             source_ranges: Table::open(pin_dir, &family_map_name::<F>(maps::SOURCE_RANGES))?,
             service_cidrs: Table::open(pin_dir, &family_map_name::<F>(maps::SERVICE_CIDRS))?,
+            vips: Table::open(pin_dir, &family_map_name::<F>(maps::VIPS))?,
         })
     }
 
@@ -151,6 +155,8 @@ where
             FamilyWrite::ServiceCidr(index, value) => {
                 self.service_cidrs.check(write, |map| map.set(index, value.unwrap_or_default(), 0))
             }
+            FamilyWrite::Vip(key, Some(value)) => self.vips.check(write, |map| map.insert(key, value, 0)),
+            FamilyWrite::Vip(key, None) => self.vips.check(write, |map| map.remove(&key)),
         }
     }
 
@@ -174,6 +180,7 @@ where
             backends: self.backends.map.iter().collect::<Result<_, _>>().map_err(failed(maps::BACKENDS))?,
             source_ranges: ranges.collect::<Result<_, _>>().map_err(failed(maps::SOURCE_RANGES))?,
             service_cidrs: used.collect::<Result<_, _>>().map_err(failed(maps::SERVICE_CIDRS))?,
+            vips: self.vips.map.iter().collect::<Result<_, _>>().map_err(failed(maps::VIPS))?,
         })
     }
 }

@@ -7,6 +7,7 @@
 //! SLOT 1 backend=1
 //! SOURCE_RANGE service-port=1 198.51.100.0/24
 //! SERVICE_CIDR 0 10.96.0.0/12
+//! VIP 10.96.0.10
 //! GENERATION service-port=1 1
 //! ```
 //!
@@ -26,6 +27,7 @@ use lb_common::{
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     source_range::{SourceRangeKey, SourceRangeValue},
+    vip::{VipKey, VipValue},
 };
 
 use crate::maps::{FamilyWrite, MapFamily, MapState, Write};
@@ -59,6 +61,8 @@ pub struct Backend<'a, F: Family>(pub BackendId, pub &'a BackendValue<F>);
 pub struct SourceRange<'a, F: Family>(pub &'a SourceRangeKey<F>);
 /// A line of `SERVICE_CIDRS`: the place, then the network.
 pub struct ServiceCidr<'a, F: Family>(pub u32, pub &'a CidrValue<F>);
+/// A line of `VIPS`.
+pub struct Vip<'a, F: Family>(pub &'a VipKey<F>);
 /// The sets of a member, as a line names them.
 const MEMBER_SETS: [(MemberSets, &str); 2] = [(MemberSets::CLUSTER, "cluster"), (MemberSets::LOCAL, "local")];
 
@@ -134,6 +138,12 @@ impl<F: Family> fmt::Display for ServiceCidr<'_, F> {
     }
 }
 
+impl<F: Family> fmt::Display for Vip<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "VIP {}", self.0.addr.to_ip())
+    }
+}
+
 impl fmt::Display for Member<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(key, value) = self;
@@ -172,6 +182,8 @@ impl fmt::Display for MapState {
         write_source_ranges::<V6>(self, f)?;
         write_service_cidrs::<V4>(self, f)?;
         write_service_cidrs::<V6>(self, f)?;
+        write_vips::<V4>(self, f)?;
+        write_vips::<V6>(self, f)?;
         self.generations
             .iter()
             .try_for_each(|(id, generation)| writeln!(f, "{}", Generation(*id, *generation)))
@@ -189,6 +201,10 @@ fn write_source_ranges<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_
 fn write_service_cidrs<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     let mut cidrs = F::of(state).service_cidrs.iter();
     cidrs.try_for_each(|(index, value)| writeln!(f, "{}", ServiceCidr(*index, value)))
+}
+
+fn write_vips<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    F::of(state).vips.keys().try_for_each(|key| writeln!(f, "{}", Vip(key)))
 }
 
 /// Both families together, in the order of their common ids.
@@ -247,6 +263,7 @@ fn parse_line(line: &str) -> Option<Write> {
         }
         "SOURCE_RANGE" => parse_source_range(words),
         "SERVICE_CIDR" => parse_service_cidr(words),
+        "VIP" => parse_vip(words),
         "GENERATION" => {
             let [service_port, generation] = words else { return None };
             Some(Write::Generation(id(service_port)?, generation.parse().ok()?))
@@ -363,6 +380,17 @@ fn service_cidr_write<F: MapFamily>(index: u32, cidr: ipnet::IpNet) -> Option<Wr
     Some(F::write(FamilyWrite::ServiceCidr(index, Some(value))))
 }
 
+fn parse_vip(words: &[&str]) -> Option<Write> {
+    let [addr] = words else { return None };
+    let addr: IpAddr = addr.parse().ok()?;
+    vip_write::<V4>(addr).or_else(|| vip_write::<V6>(addr))
+}
+
+fn vip_write<F: MapFamily>(addr: IpAddr) -> Option<Write> {
+    let key = VipKey { addr: F::Addr::from_ip(addr)? };
+    Some(F::write(FamilyWrite::Vip(key, Some(VipValue { used: 1 }))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -384,6 +412,8 @@ SOURCE_RANGE service-port=2 2001:db8::/32
 SERVICE_CIDR 0 10.96.0.0/12
 SERVICE_CIDR 1 10.128.0.0/24
 SERVICE_CIDR 0 fd00:96::/112
+VIP 10.96.0.10
+VIP fd00:96::a
 GENERATION service-port=1 7
 ";
 

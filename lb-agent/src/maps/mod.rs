@@ -21,6 +21,7 @@ use lb_common::{
     id::{BackendId, ServicePortId},
     maps,
     source_range::{SourceRangeKey, SourceRangeValue},
+    vip::{VipKey, VipValue},
 };
 
 /// Contents of the maps that exist per family.
@@ -34,6 +35,8 @@ pub struct FamilyState<F: Family> {
     pub source_ranges: BTreeMap<SourceRangeKey<F>, SourceRangeValue>,
     /// `SERVICE_CIDRS` by place, without unused entries.
     pub service_cidrs: BTreeMap<u32, CidrValue<F>>,
+    /// `VIPS`.
+    pub vips: BTreeMap<VipKey<F>, VipValue>,
 }
 
 /// Contents of every map the control plane writes.
@@ -62,6 +65,8 @@ pub enum FamilyWrite<F: Family> {
     SourceRange(SourceRangeKey<F>, Option<SourceRangeValue>),
     /// To `SERVICE_CIDRS`, an array: `None` marks the entry unused.
     ServiceCidr(u32, Option<CidrValue<F>>),
+    /// To `VIPS`.
+    Vip(VipKey<F>, Option<VipValue>),
 }
 
 /// One write to a map. `None` deletes; array entries cannot be deleted.
@@ -247,6 +252,7 @@ impl<F: Family> FamilyState<F> {
             FamilyWrite::Backend(id, value) => set(&mut self.backends, id, value),
             FamilyWrite::SourceRange(key, value) => set(&mut self.source_ranges, key, value),
             FamilyWrite::ServiceCidr(index, value) => set(&mut self.service_cidrs, index, value),
+            FamilyWrite::Vip(key, value) => set(&mut self.vips, key, value),
         }
     }
 }
@@ -287,6 +293,7 @@ impl<F: Family> FamilyWrite<F> {
             Self::Backend(..) => maps::BACKENDS,
             Self::SourceRange(..) => maps::SOURCE_RANGES,
             Self::ServiceCidr(..) => maps::SERVICE_CIDRS,
+            Self::Vip(..) => maps::VIPS,
         }
     }
 }
@@ -322,6 +329,8 @@ impl<F: Family> fmt::Display for FamilyWrite<F> {
             Self::SourceRange(key, None) => write!(f, "delete {}", dump::SourceRange(key)),
             Self::ServiceCidr(index, Some(value)) => dump::ServiceCidr(*index, value).fmt(f),
             Self::ServiceCidr(index, None) => write!(f, "delete SERVICE_CIDR {index} ({})", F::NAME),
+            Self::Vip(key, Some(_)) => dump::Vip(key).fmt(f),
+            Self::Vip(key, None) => write!(f, "delete {}", dump::Vip(key)),
         }
     }
 }

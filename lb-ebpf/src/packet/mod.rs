@@ -7,13 +7,16 @@ mod xdp;
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::bpf_redir_neigh;
-use lb_common::family::Protocol;
+use lb_common::{family::Protocol, verdict::Verdict};
 
 pub use self::{tc::TcPacket, xdp::XdpPacket};
 
 /// Highest offset of anything read: Ethernet, two VLAN tags, IPv6 with extension headers, transport header. Bounds
 /// variable offsets for the verifier.
 pub const OFFSET_MASK: usize = 0x1ff;
+
+/// Bytes summed at a time by [`Packet::sum`].
+pub const CHUNK: usize = 64;
 
 /// What changes in a transport checksum, as differences for `bpf_l4_csum_replace`.
 #[derive(Clone, Copy)]
@@ -47,18 +50,22 @@ pub struct NextHop {
 /// A packet at a hook. Offsets count from the link-layer header (or the IP header where the device has none).
 pub trait Packet {
     /// True where the tc program of the same device sees whatever this hook passes unchanged: what this hook cannot
-    /// do ends in [`Verdict::HandedOn`](lb_common::verdict::Verdict::HandedOn), before anything was changed.
+    /// do ends in [`Verdict::HandedOn`], before anything was changed.
     const HANDS_ON: bool;
     /// Length in bytes.
     fn len(&self) -> u32;
-    /// Length that `bpf_fib_lookup` is to compare with the MTU of the way; 0: it asks the packet itself.
-    fn fib_len(&self) -> u16;
+    /// Payload bytes of each packet the hardware, or the stack, will make of this one; 0: it is one packet.
+    fn gso_size(&self) -> u32;
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
     /// The context, for helpers that want it.
     fn context(&self) -> *mut c_void;
     /// Makes the headers readable. To be called before [`Self::read`], and again after every change.
     fn pull(&mut self);
+    /// Makes the first `len` bytes readable, or all there are: more than [`Self::pull`], for what is rare.
+    fn pull_to(&mut self, len: u32);
+    /// Internet checksum sum, not folded, of the 1 to [`CHUNK`] bytes at `offset`, with `chunk` as room to work in.
+    fn sum(&self, offset: usize, len: usize, chunk: &mut [u32; CHUNK / 4]) -> Result<u32, Refused>;
     /// Reads a `T` at `offset`, if the packet has it. `T` is made of integers and byte arrays only.
     fn read<T: Copy>(&self, offset: usize) -> Option<T>;
     /// Copies a `T` from `offset`, wherever it lies: slower than [`Self::read`], for what is rare.
@@ -79,8 +86,21 @@ pub trait Packet {
     fn receive(&mut self, ifindex: u32) -> Result<(), Refused>;
 }
 
-/// A packet whose opening is a BPF function of its own ([`crate::balance::open`]), one per family and hook type.
+/// A packet whose rarer stages are BPF functions of their own, one per family and hook type. A hook that hands on has
+/// the first only.
 pub trait Opens<F>: Packet {
     /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
     fn open(&mut self, hook: u32) -> u32;
+
+    /// Runs [`crate::icmp::icmp`] on the ICMP packet whose IP header stands there; the verdict's code.
+    #[inline(always)]
+    fn icmp(&mut self, _hook: u32) -> u32 {
+        Verdict::HandedOn as u32
+    }
+
+    /// Runs [`crate::balance::complain`] about the packet whose headers stand there; the verdict's code.
+    #[inline(always)]
+    fn complain(&mut self, _hook: u32, _code: u32) -> u32 {
+        Verdict::HandedOn as u32
+    }
 }

@@ -9,14 +9,14 @@ use aya_ebpf::{
         bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
     },
     helpers::{
-        bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room, bpf_skb_change_tail,
-        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
+        bpf_skb_change_tail, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
 use lb_common::{family::Protocol, settings::FEATURE_CSUM_IPV6};
 
-use super::{ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
+use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
 use crate::globals::has_feature;
 
 /// Bytes made linear before parsing.
@@ -69,11 +69,6 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
-    fn fib_len(&self) -> u16 {
-        0
-    }
-
-    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*self.skb()).ifindex }
@@ -91,6 +86,34 @@ impl Packet for TcPacket {
             // SAFETY: valid context. A failure shows as failing reads.
             unsafe { bpf_skb_pull_data(self.skb(), want) };
         }
+    }
+
+    #[inline(always)]
+    fn pull_to(&mut self, len: u32) {
+        let want = if self.len() < len { self.len() } else { len };
+        // SAFETY: valid context. A failure shows as failing reads.
+        unsafe { bpf_skb_pull_data(self.skb(), want) };
+    }
+
+    #[inline(always)]
+    fn gso_size(&self) -> u32 {
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { (*self.skb()).gso_size }
+    }
+
+    #[inline(always)]
+    fn sum(&self, offset: usize, len: usize, chunk: &mut [u32; CHUNK / 4]) -> Result<u32, Refused> {
+        *chunk = [0; CHUNK / 4];
+        let (to, size) = (chunk.as_mut_ptr(), CHUNK as u32);
+        // The verifier must see this asked of the value it passes on; the compiler knows the answer and would not.
+        let len = core::hint::black_box(len);
+        if len == 0 || len > CHUNK {
+            return Err(Refused);
+        }
+        // SAFETY: valid context; `len` is at most the size of `chunk`.
+        checked(unsafe { bpf_skb_load_bytes(self.context(), offset as u32, to.cast(), len as u32) })?;
+        // SAFETY: all of `chunk` is initialised, what lies behind `len` with zeroes.
+        Ok(unsafe { bpf_csum_diff(core::ptr::null_mut(), 0, to, size, 0) } as u32)
     }
 
     #[inline(always)]

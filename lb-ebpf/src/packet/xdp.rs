@@ -13,8 +13,8 @@ use lb_common::{
     settings::FEATURE_XDP_FRAGS,
 };
 
-use super::{ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
-use crate::{globals::has_feature, parse::ETHERNET_LEN};
+use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
+use crate::globals::has_feature;
 
 /// A packet at an XDP hook.
 pub struct XdpPacket {
@@ -56,8 +56,8 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn fib_len(&self) -> u16 {
-        (self.len() as usize - ETHERNET_LEN) as u16
+    fn gso_size(&self) -> u32 {
+        0
     }
 
     #[inline(always)]
@@ -73,6 +73,15 @@ impl Packet for XdpPacket {
     /// Headers that a driver keeps outside the first buffer cannot be read; such a packet is left to tc.
     #[inline(always)]
     fn pull(&mut self) {}
+
+    #[inline(always)]
+    fn pull_to(&mut self, _len: u32) {}
+
+    /// Answers are left to tc.
+    #[inline(always)]
+    fn sum(&self, _offset: usize, _len: usize, _chunk: &mut [u32; CHUNK / 4]) -> Result<u32, Refused> {
+        Err(Refused)
+    }
 
     #[inline(always)]
     fn read<T: Copy>(&self, offset: usize) -> Option<T> {
