@@ -37,7 +37,7 @@ fn every_way_to_a_service_serves_and_is_measured() {
     for measure in ["TCP connect-request-close", "UDP new flows", "UDP round trips", "bulk TCP"] {
         cases.push(format!("{measure}, direct"));
         let by = ["socket", "tc", "nftables", "iptables"].map(|by| format!("ClusterIP by {by}"));
-        let from_outside = ["tc", "nftables"].map(|by| format!("NodePort by {by}"));
+        let from_outside = ["tc", "XDP", "nftables"].map(|by| format!("NodePort by {by}"));
         for path in by.into_iter().chain(from_outside) {
             cases.extend([1, 50].map(|services| format!("{measure}, {path}, services: {services}")));
         }

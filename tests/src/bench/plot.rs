@@ -58,7 +58,7 @@ fn draw(subject: &str, unit: &str, bars: &[(&str, &Row)]) -> Result<String, Box<
         .margin(10)
         .x_label_area_size(45)
         .build_cartesian_2d(0.0..widest * 1.02, 0.0..f64::from(count))?;
-    chart.configure_mesh().disable_y_mesh().disable_y_axis().x_desc(unit).draw()?;
+    chart.configure_mesh().disable_y_mesh().disable_y_axis().x_max_light_lines(1).x_desc(unit).draw()?;
     for (place, (label, row)) in bars.iter().rev().enumerate() {
         draw_bar(&mut chart, place as f64, label, row)?;
     }

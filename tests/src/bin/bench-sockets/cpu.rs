@@ -1,56 +1,34 @@
-//! Cores: the load has the last one, before whatever else wants it; everything of ours besides runs on the others. On a
-//! machine with one core they share it.
+//! The load runs on the last core, before whatever else wants it.
+
+use std::io;
 
 use anyhow::{Result, ensure};
 
-/// Which cores.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Core {
-    /// The last.
-    Load,
-    /// The others.
-    Rest,
-}
-
-/// Moves this process, and what it starts from here on, to cores; the load takes priority there.
-pub(crate) fn pin(core: Core) -> Result<()> {
-    let mut allowed = every()?;
-    let numbers = || 0..usize::try_from(libc::CPU_SETSIZE).unwrap_or_default();
+/// Moves this process to the last core it may use, with priority.
+pub(crate) fn take_last() -> Result<()> {
+    let allowed = allowed()?;
+    let numbers = 0..usize::try_from(libc::CPU_SETSIZE)?;
     // SAFETY: `number` is below CPU_SETSIZE.
-    let last = numbers().rev().find(|&number| unsafe { libc::CPU_ISSET(number, &allowed) });
-    // SAFETY: `allowed` is a whole cpu_set_t.
-    let is_single = unsafe { libc::CPU_COUNT(&allowed) } < 2;
-    for number in numbers().filter(|_| !is_single) {
-        if (Some(number) == last) != (core == Core::Load) {
-            // SAFETY: `number` is below CPU_SETSIZE.
-            unsafe { libc::CPU_CLR(number, &mut allowed) };
-        }
-    }
-    set(&allowed)?;
-    if core == Core::Load {
-        // SAFETY: no pointers; 0 is this process.
-        let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-        ensure!(result == 0, "take priority: {}", std::io::Error::last_os_error());
-    }
+    let last = numbers.rev().find(|&number| unsafe { libc::CPU_ISSET(number, &allowed) });
+    // SAFETY: integers only, all zeroes is the empty set.
+    let mut cores: libc::cpu_set_t = unsafe { std::mem::zeroed() };
+    // SAFETY: the number was found in a set of the same size.
+    unsafe { libc::CPU_SET(last.unwrap_or_default(), &mut cores) };
+    // SAFETY: reads a whole cpu_set_t; 0 is this thread, and there is no other yet.
+    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cores) };
+    ensure!(result == 0, "choose a core: {}", io::Error::last_os_error());
+    // SAFETY: no pointers; 0 is this process.
+    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
+    ensure!(result == 0, "take priority: {}", io::Error::last_os_error());
     Ok(())
 }
 
-/// All that this process may have, whatever its parent chose for itself.
-fn every() -> Result<libc::cpu_set_t> {
-    // SAFETY: integers only; the kernel leaves out what does not exist.
-    let all: libc::cpu_set_t = unsafe { std::mem::transmute([u8::MAX; size_of::<libc::cpu_set_t>()]) };
-    set(&all)?;
+/// The cores this process may use.
+fn allowed() -> Result<libc::cpu_set_t> {
     // SAFETY: integers only, all zeroes is the empty set.
     let mut allowed: libc::cpu_set_t = unsafe { std::mem::zeroed() };
     // SAFETY: writes a whole cpu_set_t.
     let result = unsafe { libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &raw mut allowed) };
-    ensure!(result == 0, "which cores: {}", std::io::Error::last_os_error());
+    ensure!(result == 0, "which cores: {}", io::Error::last_os_error());
     Ok(allowed)
-}
-
-fn set(cores: &libc::cpu_set_t) -> Result<()> {
-    // SAFETY: reads a whole cpu_set_t; 0 is this thread, and there is no other yet.
-    let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), cores) };
-    ensure!(result == 0, "choose a core: {}", std::io::Error::last_os_error());
-    Ok(())
 }

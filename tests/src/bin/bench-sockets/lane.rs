@@ -24,6 +24,7 @@ use lb_tests::{
 use crate::{
     kube_proxy,
     load::{Client, Measure, Request, Server},
+    offload::fit_for_xdp,
     path::Path,
     services::{BACKENDS, CLUSTER_IP, ServicePort, cluster_port, node_port},
 };
@@ -53,13 +54,19 @@ impl Lane {
         let namespaces = Namespace::create(&names)?;
         let [client, node, backend] = &namespaces[..] else { anyhow::bail!("three namespaces are made") };
         link(client, node, backend)?;
-        let place = |namespace: &Namespace, name: &str| -> Result<Place> {
+        if path == Path::NodePortXdp {
+            [client, backend].into_iter().try_for_each(fit_for_xdp)?;
+        }
+        // A NodePort's client is none of the node's processes.
+        let of_node = cgroup.child("node")?;
+        let of_client = if path.is_node_port() { &cgroup } else { &of_node };
+        let place = |namespace: &Namespace, cgroup: &Cgroup, name: &str| -> Result<Place> {
             Ok(Place { namespace: namespace.clone(), cgroup: cgroup.child(name)? })
         };
         match path.agent_args() {
             Some(args) => {
-                let place = place(node, "agent")?;
-                let mut agent = Agent::new("node", place, cgroup.clone(), &lane.prefix, manifests)?;
+                let place = place(node, &of_node, "agent")?;
+                let mut agent = Agent::new("node", place, of_node.clone(), &lane.prefix, manifests)?;
                 agent.set_extra_args(args);
                 agent.start()?;
                 lane.agent.insert(agent).wait_until_ready()?;
@@ -68,9 +75,9 @@ impl Lane {
             None if path.is_nftables() => kube_proxy::load_nftables(node, NODE, list)?,
             None => {}
         }
-        lane.server = Some(Server::start(&place(backend, "backend")?, &BACKENDS)?);
+        lane.server = Some(Server::start(&place(backend, &cgroup, "backend")?, &BACKENDS)?);
         let sources: Vec<Ipv4Addr> = (2..2 + SOURCES).map(source).collect();
-        lane.client = Some(Client::start(&place(client, "client")?, &sources)?);
+        lane.client = Some(Client::start(&place(client, of_client, "client")?, &sources)?);
         Ok(lane)
     }
 

@@ -8,6 +8,7 @@ mod cpu;
 mod kube_proxy;
 mod lane;
 mod load;
+mod offload;
 mod path;
 mod services;
 mod suite;
@@ -18,10 +19,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use lb_tests::bench::Output;
 
-use crate::{
-    cpu::{Core, pin},
-    load::{client, server},
-};
+use crate::load::{client, server};
 
 /// Measures the ways from a client to a backend.
 #[derive(Parser)]
@@ -48,7 +46,9 @@ enum Role {
 
 fn main() -> Result<()> {
     let Arguments { role, quick, output } = Arguments::parse();
-    pin(if role.is_some() { Core::Load } else { Core::Rest })?;
+    if role.is_some() {
+        cpu::take_last()?;
+    }
     match role {
         Some(Role::Client { sources }) => client::run(sources),
         Some(Role::Server { addresses }) => server::run(&addresses),

@@ -15,6 +15,8 @@ pub(crate) enum Path {
     Tc,
     /// A client outside dials a NodePort, packets are translated at the uplink and forwarded with another source.
     NodePortTc,
+    /// The same in XDP, in the driver of veth, where bulk data loses its segmentation offload.
+    NodePortXdp,
     /// A pod dials a ClusterIP, kube-proxy's iptables rules translate.
     Iptables,
     /// A pod dials a ClusterIP, kube-proxy's nftables rules translate.
@@ -25,8 +27,15 @@ pub(crate) enum Path {
 
 impl Path {
     /// All that are compared, in the order in which they are shown.
-    pub(crate) const COMPARED: [Self; 6] =
-        [Self::SocketLb, Self::Tc, Self::Nftables, Self::Iptables, Self::NodePortTc, Self::NodePortNftables];
+    pub(crate) const COMPARED: [Self; 7] = [
+        Self::SocketLb,
+        Self::Tc,
+        Self::Nftables,
+        Self::Iptables,
+        Self::NodePortTc,
+        Self::NodePortXdp,
+        Self::NodePortNftables,
+    ];
 
     /// In a row's case.
     pub(crate) const fn name(self) -> &'static str {
@@ -35,6 +44,7 @@ impl Path {
             Self::SocketLb => "ClusterIP by socket",
             Self::Tc => "ClusterIP by tc",
             Self::NodePortTc => "NodePort by tc",
+            Self::NodePortXdp => "NodePort by XDP",
             Self::Iptables => "ClusterIP by iptables",
             Self::Nftables => "ClusterIP by nftables",
             Self::NodePortNftables => "NodePort by nftables",
@@ -47,14 +57,15 @@ impl Path {
         match self {
             Self::SocketLb => Some(&["--workload", "client", "--uplink", "backend"]),
             Self::Tc => Some(&["--workload", "client", "--uplink", "backend", "--socket-lb", "false"]),
-            Self::NodePortTc => Some(&["--uplink", "client", "--uplink", "backend", "--socket-lb", "false"]),
+            Self::NodePortTc => Some(&["--uplink", "client", "--uplink", "backend", "--xdp", "off"]),
+            Self::NodePortXdp => Some(&["--uplink", "client", "--uplink", "backend", "--xdp", "native"]),
             _ => None,
         }
     }
 
     /// True if the client dials a NodePort.
     pub(crate) const fn is_node_port(self) -> bool {
-        matches!(self, Self::NodePortTc | Self::NodePortNftables)
+        matches!(self, Self::NodePortTc | Self::NodePortXdp | Self::NodePortNftables)
     }
 
     /// True if nftables rules translate.
