@@ -29,6 +29,9 @@ struct Arguments {
     /// Only see that everything works: few Services, short samples, no targets
     #[arg(long)]
     quick: bool,
+    /// Numbers of Services, separated by commas
+    #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=20_000))]
+    services: Vec<u16>,
     #[command(flatten)]
     output: Output,
 }
@@ -45,13 +48,17 @@ enum Role {
 }
 
 fn main() -> Result<()> {
-    let Arguments { role, quick, output } = Arguments::parse();
+    let Arguments { role, quick, services, output } = Arguments::parse();
     if role.is_some() {
         cpu::take_last()?;
     }
     match role {
         Some(Role::Client { sources }) => client::run(sources),
         Some(Role::Server { addresses }) => server::run(&addresses),
-        None => output.publish(&suite::measure(if quick { &suite::QUICK } else { &suite::FULL })?),
+        None => {
+            let plan = if quick { &suite::QUICK } else { &suite::FULL };
+            let sizes = if services.is_empty() { plan.sizes.to_vec() } else { services };
+            output.publish(&suite::measure(plan, &sizes)?)
+        }
     }
 }

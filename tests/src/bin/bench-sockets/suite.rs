@@ -17,8 +17,8 @@ use crate::{
 
 /// How much is measured.
 pub(crate) struct Plan {
-    /// Numbers of Services.
-    sizes: &'static [usize],
+    /// Numbers of Services, unless others are asked for.
+    pub(crate) sizes: &'static [u16],
     /// Samples of each figure.
     rounds: usize,
     /// Of a sample.
@@ -38,17 +38,17 @@ pub(crate) const QUICK: Plan =
 #[derive(Default)]
 struct Samples {
     direct: BTreeMap<usize, Vec<f64>>,
-    ratios: BTreeMap<(usize, usize, usize), Vec<f64>>,
+    ratios: BTreeMap<(usize, usize, u16), Vec<f64>>,
 }
 
 /// Measures everything.
-pub(crate) fn measure(plan: &Plan) -> Result<Vec<Row>> {
+pub(crate) fn measure(plan: &Plan, sizes: &[u16]) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
     let directory = Directory::new()?;
     let mut direct = Lane::start(Path::Direct, &[], &directory.0)?;
-    for (size, &services) in plan.sizes.iter().enumerate() {
+    for &services in sizes {
         eprintln!("{services} services");
-        let list = service_ports(services);
+        let list = service_ports(services.into());
         directory.write(&manifests(&list))?;
         let start = |path| Lane::start(path, &list, &directory.0).with_context(|| format!("{path:?}"));
         let mut lanes: Vec<Lane> = Path::COMPARED.into_iter().map(start).collect::<Result<_>>()?;
@@ -57,7 +57,7 @@ pub(crate) fn measure(plan: &Plan) -> Result<Vec<Row>> {
                 // Round 0 fills caches and neighbour tables.
                 let rates = one_round(&mut direct, &mut lanes, Measure::ALL[measure], plan.duration)?;
                 if round > 0 {
-                    samples.add((measure, size), &rates);
+                    samples.add((measure, services), &rates);
                 }
             }
         }
@@ -82,10 +82,10 @@ fn one_round(
 }
 
 impl Samples {
-    fn add(&mut self, (measure, size): (usize, usize), rates: &[f64]) {
+    fn add(&mut self, (measure, services): (usize, u16), rates: &[f64]) {
         self.direct.entry(measure).or_default().extend(rates.iter().step_by(2));
         for (path, ratio) in ratios(rates).into_iter().enumerate() {
-            self.ratios.entry((measure, path, size)).or_default().push(ratio);
+            self.ratios.entry((measure, path, services)).or_default().push(ratio);
         }
     }
 }
@@ -103,9 +103,9 @@ fn rows(plan: &Plan, samples: Samples) -> Vec<Row> {
         let case = format!("{}, {}", measure.name(), Path::Direct.name());
         rows.push(row(case, measure.unit(), rates, Target::NotSet));
     }
-    for ((measure, path, size), ratios) in samples.ratios {
+    for ((measure, path, services), ratios) in samples.ratios {
         let (measure, path) = (Measure::ALL[measure], Path::COMPARED[path]);
-        let case = format!("{}, {}, services: {}", measure.name(), path.name(), plan.sizes[size]);
+        let case = format!("{}, {}, services: {services}", measure.name(), path.name());
         let target = if plan.has_targets { path.target(measure) } else { Target::NotSet };
         rows.push(row(case, "of direct", ratios, target));
     }
