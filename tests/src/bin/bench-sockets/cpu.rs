@@ -1,4 +1,6 @@
 //! The load runs on the last core, before whatever else wants it.
+//!
+//! By niceness it would come before the processes of its own session only (autogroups).
 
 use std::io;
 
@@ -17,9 +19,10 @@ pub(crate) fn take_last() -> Result<()> {
     // SAFETY: reads a whole cpu_set_t; 0 is this thread, and there is no other yet.
     let result = unsafe { libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &raw const cores) };
     ensure!(result == 0, "choose a core: {}", io::Error::last_os_error());
-    // SAFETY: no pointers; 0 is this process.
-    let result = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, -20) };
-    ensure!(result == 0, "take priority: {}", io::Error::last_os_error());
+    let priority = libc::sched_param { sched_priority: 1 };
+    // Refused where real-time priorities are shared out among cgroups: then the load takes its turn.
+    // SAFETY: reads the parameter; 0 is this thread.
+    unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &raw const priority) };
     Ok(())
 }
 
