@@ -88,6 +88,11 @@ impl FrontendFlags {
     pub const INTERNAL_LOCAL: Self = Self(64);
     /// The external run is the local set (`externalTrafficPolicy: Local`).
     pub const EXTERNAL_LOCAL: Self = Self(128);
+    /// `SOURCE_RANGES` allow every address of this node: the node's own processes need not be asked.
+    pub const NODE_ALLOWED: Self = Self(256);
+    /// Another frontend of the service port is left to the packet programs by pods' socket hooks, and affinity knows
+    /// clients by their addresses there: so is this one, or a client had two backends.
+    pub const BY_PACKET: Self = Self(512);
 }
 
 /// Where a client stands: `internalTrafficPolicy` or `externalTrafficPolicy` speaks for it.

@@ -328,11 +328,21 @@ fn connected<F: FamilyMaps, C: Call<F>>(
 }
 
 /// True if the packet programs must serve a call: they know the client's address (source ranges), and can replace it
-/// by the node's (`--masquerade-all`), which the node's own processes have.
+/// by the node's (`--masquerade-all`). With affinity all frontends of a service port go one way, for packets know a
+/// client by its address and sockets by its network namespace.
+///
+/// The node's own processes have its addresses anyway. They are served here whenever the ranges allow that: packets
+/// of theirs to a backend that is the node itself never pass a packet program twice.
 #[inline(always)]
 fn is_left_to_packets(frontend: &FrontendValue, is_node: bool) -> bool {
-    frontend.flags.has(FrontendFlags::SOURCE_RANGES)
-        || (masquerades_all() && !is_node && frontend.kind == FrontendKind::CLUSTER_IP)
+    let flags = frontend.flags;
+    if is_node {
+        return flags.has(FrontendFlags::SOURCE_RANGES) && !flags.has(FrontendFlags::NODE_ALLOWED);
+    }
+    let is_masqueraded = frontend.kind == FrontendKind::CLUSTER_IP || flags.has(FrontendFlags::AFFINITY);
+    flags.has(FrontendFlags::SOURCE_RANGES)
+        || flags.has(FrontendFlags::BY_PACKET)
+        || (masquerades_all() && is_masqueraded)
 }
 
 /// Remembers what the socket dialled; true if that is news.

@@ -117,7 +117,8 @@ fn twin(ip: Ipv4Addr) -> Ipv6Addr {
 }
 
 impl Sender {
-    fn parse(word: &str) -> Result<Self> {
+    /// By its word in a row.
+    pub fn parse(word: &str) -> Result<Self> {
         Ok(match word {
             "pod" => Self::Pod,
             "container" => Self::Container,
@@ -192,7 +193,8 @@ pub struct Row {
 }
 
 impl Row {
-    fn parse(line: &str) -> Result<Option<Self>> {
+    /// A line; `None` if nothing is on it.
+    pub fn parse(line: &str) -> Result<Option<Self>> {
         let text = line.split('#').next().unwrap_or_default().trim();
         if text.is_empty() {
             return Ok(None);

@@ -40,7 +40,8 @@ const KERNEL: [&str; 10] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 7] = ["benchmarks", "cli", "demo", "end_to_end", "netns", "observability", "sockets"];
+const E2E: [&str; 8] =
+    ["benchmarks", "cli", "demo", "end_to_end", "netns", "observability", "policies", "sockets"];
 
 /// Outcome of a number of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -62,12 +62,9 @@ pub fn frontends<F: Family>(
         found.entry(FrontendKey::new(addr, Be16::new(number), port.name.protocol)).or_insert(value);
     };
     add(cluster_ip, port.port, cluster_ip_value(origin, runs));
+    let range_flags = range_flags::<F>(service, node);
     for addr in addresses::<F>(&service.load_balancer_ips) {
-        let flags = match service.source_ranges::<F>() {
-            Some(_) => FrontendFlags::SOURCE_RANGES,
-            None => FrontendFlags::default(),
-        };
-        add(addr, port.port, outside_value(origin, runs, FrontendKind::LOAD_BALANCER, flags));
+        add(addr, port.port, outside_value(origin, runs, FrontendKind::LOAD_BALANCER, range_flags));
     }
     for addr in addresses::<F>(&service.external_ips) {
         add(
@@ -84,7 +81,29 @@ pub fn frontends<F: Family>(
         let host_only = outside_value(origin, runs, FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
         add(F::Addr::loopback(), number, host_only);
     }
+    bring_together(&mut found);
     found
+}
+
+/// What source ranges of family `F` mean for a frontend that has them.
+fn range_flags<F: Family>(service: &Service, node: &NodeAddresses) -> FrontendFlags {
+    let Some(ranges) = service.source_ranges::<F>() else { return FrontendFlags::default() };
+    let mut own = node.0.iter().filter(|ip| F::Addr::from_ip(**ip).is_some()).peekable();
+    if own.peek().is_some() && own.all(|ip| covers(&ranges, *ip)) {
+        FrontendFlags::SOURCE_RANGES.with(FrontendFlags::NODE_ALLOWED)
+    } else {
+        FrontendFlags::SOURCE_RANGES
+    }
+}
+
+/// With affinity every frontend goes the way of those that have source ranges ([`FrontendFlags::BY_PACKET`]).
+fn bring_together<K>(frontends: &mut BTreeMap<K, FrontendValue>) {
+    let is_split = frontends.values().any(|value| {
+        value.flags.has(FrontendFlags::SOURCE_RANGES) && value.flags.has(FrontendFlags::AFFINITY)
+    });
+    let rest = frontends.values_mut().filter(|value| !value.flags.has(FrontendFlags::SOURCE_RANGES));
+    let rest = rest.filter(|value| is_split && !value.flags.has(FrontendFlags::HOST_ONLY));
+    rest.for_each(|value| value.flags = value.flags.with(FrontendFlags::BY_PACKET));
 }
 
 /// A ClusterIP knows one policy, the internal one, wherever the client stands (spec 2.24, 2.26).

@@ -33,7 +33,7 @@ use lb_common::{
 use crate::maps::{FamilyWrite, MapFamily, MapState, Write};
 
 /// Flags with their names; affinity has a field of its own.
-const FLAGS: [(FrontendFlags, &str); 7] = [
+const FLAGS: [(FrontendFlags, &str); 9] = [
     (FrontendFlags::SOURCE_RANGES, "source-ranges"),
     (FrontendFlags::INTERNAL_LOCAL, "internal-local"),
     (FrontendFlags::EXTERNAL_LOCAL, "external-local"),
@@ -41,6 +41,8 @@ const FLAGS: [(FrontendFlags, &str); 7] = [
     (FrontendFlags::EXTERNAL_DROP, "external-drop"),
     (FrontendFlags::HOST_ONLY, "host-only"),
     (FrontendFlags::MAGLEV, "maglev"),
+    (FrontendFlags::NODE_ALLOWED, "node-allowed"),
+    (FrontendFlags::BY_PACKET, "by-packet"),
 ];
 
 const KINDS: [FrontendKind; 4] = [
