@@ -5,6 +5,7 @@
 //!
 //! A packet or a `connect()` towards a service goes through the maps in this order:
 //!
+//! 0. In XDP: `PORTS`, whether any frontend uses the destination port.
 //! 1. [`CONNECTIONS`](maps) by 5-tuple. A hit whose generation equals `GENERATIONS[service port]` is valid as it is;
 //!    otherwise `MEMBERS` says whether its backend still serves this service port.
 //! 2. `FRONTENDS` by destination address, port and protocol: the service port, its policies and two runs.
@@ -44,6 +45,7 @@ pub mod limits;
 pub mod maglev;
 pub mod maps;
 pub mod pod;
+pub mod port_set;
 pub mod rev_nat;
 pub mod settings;
 pub mod source_range;

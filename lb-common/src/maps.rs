@@ -43,6 +43,8 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const POD_CIDRS: &str = "POD_CIDRS";
 /// Base name of `VIPS4` and `VIPS6`.
 pub const VIPS: &str = "VIPS";
+/// Array of u64: the ports of frontends, a bit each ([`crate::port_set`]).
+pub const PORTS: &str = "PORTS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// ifindex → role.
@@ -70,6 +72,8 @@ pub const EVENTS: &str = "EVENTS";
 
 /// `BPF_F_NO_PREALLOC`: entries are allocated as they come.
 pub const NO_PREALLOC: u32 = 1;
+/// `BPF_F_NO_COMMON_LRU`: each CPU has its share of the entries and evicts from it alone (docs/decisions/0007).
+pub const NO_COMMON_LRU: u32 = 2;
 
 /// Map types by the kernel's numbers (`enum bpf_map_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,7 +140,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 34] = {
+pub const MAPS: [MapSpec; 35] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -181,19 +185,20 @@ pub const MAPS: [MapSpec; 34] = {
             NO_PREALLOC,
             Agent,
         ),
+        spec::<u32, u64>("PORTS", Array, limits::PORT_WORDS, 0, Agent),
         spec::<u32, DeviceValue>("DEVICES", Hash, limits::DEVICES_MAX, NO_PREALLOC, Agent),
         spec::<FlowKey<V4>, ConnectionValue<V4>>(
             "CONNECTIONS4",
             LruHash,
             limits::CONNECTIONS_MAX,
-            0,
+            NO_COMMON_LRU,
             Datapath,
         ),
         spec::<FlowKey<V6>, ConnectionValue<V6>>(
             "CONNECTIONS6",
             LruHash,
             limits::CONNECTIONS_MAX,
-            0,
+            NO_COMMON_LRU,
             Datapath,
         ),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, limits::AFFINITY_MAX, 0, Datapath),

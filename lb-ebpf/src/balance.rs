@@ -31,6 +31,7 @@ use crate::{
     nat::{self, Hop},
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
+    ports,
     reject::{self, Answer, Back, FamilyAnswer},
     service_cidr, vip,
 };
@@ -117,7 +118,11 @@ const UNKNOWN: u32 = u32::MAX;
 /// each other must fit 512 bytes together, each rounded up to 32 (Linux 6.1).
 #[inline(always)]
 pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
-    let (bytes, ifindex) = (packet.len(), packet.ifindex());
+    if P::HANDS_ON && !ports::may_be_ours(work.headers.flow.tuple.dst_port) {
+        return Verdict::NotOurs;
+    }
+    let bytes = packet.counted_len(work.headers.l3 as u32 + work.headers.ip_len);
+    let ifindex = packet.ifindex();
     let mut code = known(packet, work, hook);
     if code == UNKNOWN {
         code = packet.open(hook as u32);
@@ -187,18 +192,20 @@ pub fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
 fn continued<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
-    entry: &ConnectionValue<F>,
+    entry: &mut ConnectionValue<F>,
     hook: Hook,
     way: &mut Way,
 ) -> Verdict {
     let verdict = if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
-        forwarded(packet, headers, &entry.to, way)
+        forwarded(packet, headers, entry, way)
     } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
         received(packet, headers, &entry.to, way)
     } else {
         translated(packet, headers, &entry.to)
     };
-    remember_fragment(headers);
+    if headers.fragment == Fragment::First {
+        remember_fragment(headers);
+    }
     verdict
 }
 
@@ -217,17 +224,31 @@ fn translated<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, to: 
     }
 }
 
-/// Rewrites and sends on.
+/// Rewrites and sends on. XDP asks the routing table once a second and not for each packet.
 #[inline(always)]
 fn forwarded<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
-    to: &Tuple<F>,
+    entry: &mut ConnectionValue<F>,
     way: &mut Way,
 ) -> Verdict {
-    match forward::route(packet, to, forward::wire_len(packet, headers), way) {
-        Ok(Route::Via) => sent(packet, headers, to, way),
-        Ok(Route::Local) => translated(packet, headers, to),
+    let now = entry.last_seen;
+    if P::HANDS_ON && entry.next_hop.holds(now, headers.ip_len) {
+        way.follow(&entry.next_hop);
+        return sent(packet, headers, &entry.to, way);
+    }
+    if P::HANDS_ON && entry.next_hop.is_to_be_probed(now) {
+        entry.next_hop.asked = now;
+        return Verdict::HandedOn;
+    }
+    match forward::route(packet, &entry.to, forward::wire_len(packet, headers), way) {
+        Ok(Route::Via) => {
+            if P::HANDS_ON {
+                entry.next_hop = way.cached(now);
+            }
+            sent(packet, headers, &entry.to, way)
+        }
+        Ok(Route::Local) => translated(packet, headers, &entry.to),
         Err(reason) => reason,
     }
 }

@@ -7,6 +7,7 @@
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibParams, helpers::bpf_fib_lookup};
 use lb_common::{
+    conntrack::{CachedHop, Coarse},
     device::{DeviceFlags, DeviceRole, DeviceValue},
     family::{Address as _, Protocol, V4, V6},
     flow::Tuple,
@@ -74,7 +75,22 @@ impl Way {
     /// The device.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
-        self.params.ifindex
+        self.next_hop.ifindex
+    }
+
+    /// Goes where a connection's last packets went.
+    #[inline(always)]
+    pub fn follow(&mut self, hop: &CachedHop) {
+        self.next_hop.ifindex = hop.ifindex;
+        self.next_hop.macs = hop.macs;
+    }
+
+    /// What a connection is to remember of this way.
+    #[inline(always)]
+    pub fn cached(&self, asked: Coarse) -> CachedHop {
+        // SAFETY: integers; a lookup that was given a length puts the MTU in its place (Linux 5.12).
+        let mtu = unsafe { self.params.__bindgen_anon_1.mtu_result };
+        CachedHop { ifindex: self.next_hop.ifindex, asked, macs: self.next_hop.macs, mtu, _pad: 0 }
     }
 
     /// What the next hop takes, when [`route`] said [`Verdict::TooBig`]: bytes from the IP header on.
@@ -87,14 +103,14 @@ impl Way {
     /// Its link-layer address.
     #[inline(always)]
     pub fn device_mac(&self) -> &[u8; 6] {
-        &self.params.smac
+        &self.next_hop.macs[1]
     }
 
     /// What the agent knows of the device.
     #[inline(always)]
     pub fn device(&self) -> Option<&'static DeviceValue> {
         // SAFETY: replaced whole by the agent; read within this run.
-        unsafe { DEVICES.get(self.params.ifindex) }
+        unsafe { DEVICES.get(self.next_hop.ifindex) }
     }
 
     /// True if the device sends frames that an XDP program of `from` gives it.
@@ -144,6 +160,8 @@ pub fn route<F: FamilyRoute, P: Packet>(
     let size = size_of::<FibParams>() as i32;
     // SAFETY: valid context; `params` is initialised and `size` bytes long.
     let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, size, 0) };
+    way.next_hop.ifindex = way.params.ifindex;
+    way.next_hop.macs = [way.params.dmac, way.params.smac];
     if P::HANDS_ON {
         return match result {
             SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),
@@ -163,11 +181,11 @@ pub fn route<F: FamilyRoute, P: Packet>(
 /// place.
 #[inline(always)]
 pub fn send<P: Packet>(packet: &mut P, way: &mut Way) -> Verdict {
-    way.next_hop.ifindex = way.params.ifindex;
-    way.next_hop.macs = [way.params.dmac, way.params.smac];
-    way.next_hop.neighbour.nh_family = way.params.family as u32;
-    // SAFETY: every member of both unions is plain integers.
-    way.next_hop.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };
+    if !P::HANDS_ON {
+        way.next_hop.neighbour.nh_family = way.params.family as u32;
+        // SAFETY: every member of both unions is plain integers.
+        way.next_hop.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };
+    }
     match packet.send(&mut way.next_hop) {
         Ok(()) => Verdict::Redirected,
         Err(_) => Verdict::NoRoute,

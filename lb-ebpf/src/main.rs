@@ -23,6 +23,7 @@ mod maps;
 mod nat;
 mod packet;
 mod parse;
+mod ports;
 mod reject;
 mod service_cidr;
 mod socket;

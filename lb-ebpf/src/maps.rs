@@ -19,7 +19,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue},
     id::BackendId,
     limits,
-    maps::{NO_PREALLOC, Scratch},
+    maps::{NO_COMMON_LRU, NO_PREALLOC, Scratch},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
@@ -41,7 +41,12 @@ type NodeAddresses<F> = HashMap<
     { limits::NODE_ADDRESSES_MAX as usize },
     { NO_PREALLOC as usize },
 >;
-type Connections<F> = LruHashMap<FlowKey<F>, ConnectionValue<F>, { limits::CONNECTIONS_MAX as usize }>;
+type Connections<F> = LruHashMap<
+    FlowKey<F>,
+    ConnectionValue<F>,
+    { limits::CONNECTIONS_MAX as usize },
+    { NO_COMMON_LRU as usize },
+>;
 type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
 type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
 type Fragments<F> = LruHashMap<FragmentKey<F>, FragmentValue, { limits::FRAGMENTS_MAX as usize }>;
@@ -57,6 +62,8 @@ pub static MEMBERS: HashMap<
     { limits::MEMBERS_MAX as usize },
     { NO_PREALLOC as usize },
 > = HashMap::new();
+#[btf_map]
+pub static PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
 #[btf_map]
 pub static DEVICES: HashMap<u32, DeviceValue, { limits::DEVICES_MAX as usize }, { NO_PREALLOC as usize }> =
     HashMap::new();

@@ -34,7 +34,9 @@ use lb_common::{
     flow::FlowKey,
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
-    maps::{MAPS, MapType},
+    limits,
+    maps::{self, MAPS, MapType},
+    port_set,
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
@@ -242,6 +244,22 @@ impl Node {
 
     /// The same, loaded as told.
     pub fn start_loaded(options: &LoadOptions<'_>) -> Self {
+        Self::start_of(create(options))
+    }
+
+    /// The same with maps as large as the agent makes them, and room for so many service ports.
+    pub fn start_full_size(service_ports: u32) -> Self {
+        Self::start_of(create_full_size(service_ports))
+    }
+
+    /// Another datapath, of full size, for the same devices.
+    pub fn twin(&self, service_ports: u32) -> Self {
+        let mut twin = Self { ebpf: create_full_size(service_ports), devices: self.devices, xdp: self.xdp };
+        twin.describe_node();
+        twin
+    }
+
+    fn start_of(ebpf: Ebpf) -> Self {
         // SAFETY: a system call without pointers; it concerns the calling thread only.
         let entered = unsafe { libc::unshare(libc::CLONE_NEWNET) };
         assert_eq!(
@@ -254,14 +272,18 @@ impl Node {
         for family in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
             fs::write(format!("/proc/sys/net/{family}"), "1").expect("turn on forwarding");
         }
-        let mut node = Self { ebpf: create(options), devices: DEVICES.map(ifindex), xdp: XDP.get() };
-        let [uplink, pod, narrow] = node.devices;
-        node.device(uplink, DeviceRole::UPLINK, V4::NODE, V6::NODE);
-        node.device(pod, DeviceRole::WORKLOAD, V4::NODE, V6::NODE);
-        node.device(narrow, DeviceRole::UPLINK, V4::NODE, V6::NODE);
-        node.node_address::<V4>(V4::NODE);
-        node.node_address::<V6>(V6::NODE);
+        let mut node = Self { ebpf, devices: DEVICES.map(ifindex), xdp: XDP.get() };
+        node.describe_node();
         node
+    }
+
+    fn describe_node(&mut self) {
+        let [uplink, pod, narrow] = self.devices;
+        self.device(uplink, DeviceRole::UPLINK, V4::NODE, V6::NODE);
+        self.device(pod, DeviceRole::WORKLOAD, V4::NODE, V6::NODE);
+        self.device(narrow, DeviceRole::UPLINK, V4::NODE, V6::NODE);
+        self.node_address::<V4>(V4::NODE);
+        self.node_address::<V6>(V6::NODE);
     }
 
     /// Loads every program, also those that no packet can be run through here: `BPF_PROG_TEST_RUN` always has a
@@ -280,7 +302,8 @@ impl Node {
         }
     }
 
-    fn tc_program(&mut self, name: &str) -> &mut SchedClassifier {
+    /// A tc program, loaded.
+    pub fn tc_program(&mut self, name: &str) -> &mut SchedClassifier {
         let program: &mut SchedClassifier = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
         if program.fd().is_err() {
             patiently(name, || program.load());
@@ -288,7 +311,8 @@ impl Node {
         program
     }
 
-    fn xdp_program(&mut self, name: &str) -> &mut Xdp {
+    /// An XDP program, loaded.
+    pub fn xdp_program(&mut self, name: &str) -> &mut Xdp {
         let program: &mut Xdp = self.ebpf.program_mut(name).expect(name).try_into().expect(name);
         if program.fd().is_err() {
             patiently(name, || program.load());
@@ -676,6 +700,13 @@ impl Node {
             ..FrontendValue::default()
         };
         self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();
+        let word: u64 = self.array("PORTS").get(&port_set::word(key.port), 0).unwrap();
+        self.array("PORTS").set(port_set::word(key.port), word | port_set::bit(key.port), 0).unwrap();
+    }
+
+    /// Empties the set of ports that frontends use.
+    pub fn clear_ports(&mut self) {
+        (0..limits::PORT_WORDS).for_each(|index| self.array("PORTS").set(index, 0u64, 0).unwrap());
     }
 
     /// Takes a service port's frontend out of the maps.
@@ -742,6 +773,23 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
     if let Some(count) = &options.snat_ports {
         loader.override_global(settings::SNAT_PORT_COUNT, count, true);
     }
+    loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
+}
+
+/// Entries of each `CONNECTIONS` of full size.
+const CONNECTIONS_FULL_SIZE: u32 = 1_048_576;
+
+/// Creates the object's maps in the sizes of `lb_common`, but for service ports, and room for the flows of a measurement.
+fn create_full_size(service_ports: u32) -> Ebpf {
+    let mut loader = EbpfLoader::new();
+    for name in [maps::GENERATIONS, maps::SERVICE_COUNTERS] {
+        loader.map_max_entries(name, service_ports);
+    }
+    for name in ["CONNECTIONS4", "CONNECTIONS6"] {
+        loader.map_max_entries(name, CONNECTIONS_FULL_SIZE);
+    }
+    let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
+    loader.override_global(settings::FEATURES, &features, true);
     loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
 }
 

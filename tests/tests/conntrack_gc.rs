@@ -43,7 +43,7 @@ fn value<F: Family>(to: Tuple<F>, flags: ConnectionFlags, (phase, age_s): Quiet)
         last_seen: Coarse(NOW.0 - age_s),
         flags,
         phase,
-        _pad: [0; 2],
+        ..ConnectionValue::default()
     }
 }
 

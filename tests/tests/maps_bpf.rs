@@ -4,12 +4,14 @@
 
 use std::fs;
 
+use aya::maps::{Array, Map, MapData};
 use lb_agent::{
     maps::{Maps, bpf::BpfMaps},
     model::node::NodeAddresses,
     reconcile::{ReconcileConfig, Reconciler},
     source::{Change, Kind, ObjectRef},
 };
+use lb_common::{family::Be16, port_set};
 use lb_tests::{
     pinned_maps::PinnedMaps,
     script::{parse_objects, testdata},
@@ -61,6 +63,27 @@ fn the_kernel_holds_what_the_scripts_expect_and_lets_it_go_again() {
     let dump = empty.maps_mut().dump().unwrap();
     let lines = dump.to_string();
     assert!(lines.lines().all(|line| line.starts_with("GENERATION ")), "{lines}");
+}
+
+/// 0 for a port that no frontend has.
+fn port_bit(pins: &PinnedMaps, port: u16) -> u64 {
+    let map = Map::from_map_data(MapData::from_pin(pins.dir().join("PORTS")).unwrap()).unwrap();
+    let words: Array<MapData, u64> = map.try_into().unwrap();
+    words.get(&port_set::word(Be16::new(port)), 0).unwrap() & port_set::bit(Be16::new(port))
+}
+
+#[test]
+fn ports_of_frontends_are_a_set_that_the_next_full_check_tidies() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut first = reconciler(&pins, &["dual-stack.yaml"]);
+    assert_eq!(port_bit(&pins, 53), 0);
+    first.sync().unwrap();
+    assert!(port_bit(&pins, 53) != 0 && port_bit(&pins, 54) == 0);
+    drop(first);
+    let mut empty = reconciler(&pins, &[]);
+    empty.sync().unwrap();
+    empty.verify().unwrap();
+    assert_eq!(port_bit(&pins, 53), 0);
 }
 
 #[test]

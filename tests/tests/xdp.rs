@@ -110,6 +110,63 @@ macro_rules! cases {
                 assert_eq!(packets(&node), [(Verdict::HandedOn, 1), (Verdict::Redirected, 1)].into());
             }
 
+            /// The way is asked for once a second; a packet too large for it is never sent by it.
+            pub(super) fn the_way_of_a_connection_is_remembered_for_a_second() {
+                let mut node = serve(&[(F::REMOTE_POD, false)]);
+                let request = Packet::tcp(CLIENT, VIP, SYN);
+                assert_eq!(node.run_xdp(&request.bytes()).code, XDP_TX);
+                let data = Packet::tcp(CLIENT, VIP, ACK);
+                let remembered = loop {
+                    let sent = node.run_xdp(&data.bytes());
+                    let hop = node.connection::<F>(&data.flow()).unwrap().next_hop;
+                    if sent.code == XDP_TX && hop.ifindex != 0 {
+                        break hop;
+                    }
+                };
+                assert_eq!((remembered.ifindex, remembered.mtu), (node.uplink(), 1500));
+                assert_eq!(remembered.macs, [packet::FAR_MAC, mac("uplink0")]);
+
+                let elsewhere = [9; 6];
+                let mut entry = loop {
+                    let mut entry = node.connection::<F>(&data.flow()).unwrap();
+                    entry.next_hop.macs[0] = elsewhere;
+                    entry.next_hop.asked = entry.last_seen;
+                    node.set_connection::<F>(&data.flow(), entry);
+                    let sent = node.run_xdp(&data.bytes());
+                    if node.connection::<F>(&data.flow()).unwrap().last_seen == entry.last_seen {
+                        assert_eq!(&sent.packet[..6], &elsewhere, "while the second lasts");
+                        break entry;
+                    }
+                };
+
+                entry.next_hop.macs[0] = elsewhere;
+                entry.next_hop.asked.0 -= 5;
+                node.set_connection::<F>(&data.flow(), entry);
+                let sent = node.run_xdp(&data.bytes());
+                assert_eq!((sent.code, &sent.packet[..6]), (XDP_TX, &packet::FAR_MAC[..]), "asked anew");
+
+                loop {
+                    let mut entry = node.connection::<F>(&data.flow()).unwrap();
+                    entry.next_hop.mtu = 30;
+                    node.set_connection::<F>(&data.flow(), entry);
+                    if node.run_xdp(&data.bytes()).code == XDP_TX {
+                        break;
+                    }
+                }
+                let mtu = node.connection::<F>(&data.flow()).unwrap().next_hop.mtu;
+                assert_eq!(mtu, 1500, "too large for what was remembered: asked anew");
+            }
+
+            /// A bit too few costs time only: XDP lets through, and tc translates.
+            pub(super) fn a_port_that_no_frontend_has_is_not_looked_up() {
+                let mut node = serve(&[(F::POD, true)]);
+                node.clear_ports();
+                let request = Packet::tcp(CLIENT, VIP, SYN).bytes();
+                assert_eq!(node.run_xdp(&request), passed(&request));
+                assert_eq!(packets(&node), BTreeMap::new());
+                assert_ne!(node.run_tc(Hook::FromNetwork, &request).packet, request);
+            }
+
             pub(super) fn what_xdp_cannot_do_leaves_it_as_it_came() {
                 let small = Packet::tcp(CLIENT, VIP, SYN);
                 let large = Packet::tcp(CLIENT, VIP, ACK).with_payload(&[1; 1400]).bytes();
@@ -173,6 +230,8 @@ both_families! {
     what_xdp_translates_tc_leaves_as_it_is
     a_frame_goes_back_by_the_device_it_came_by
     a_frame_leaves_by_another_device_only_if_that_takes_frames
+    the_way_of_a_connection_is_remembered_for_a_second
+    a_port_that_no_frontend_has_is_not_looked_up
     what_xdp_cannot_do_leaves_it_as_it_came
     silent_drops_need_no_socket_buffer
     what_is_not_ours_is_left_to_tc_to_count

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use clap::ValueEnum;
+use ebpf_build::{Build, Toolchain};
 
 use crate::{
-    run::{command, require_root, run},
+    run::{command, require_root, run, workspace},
     setup,
 };
 
@@ -15,7 +16,7 @@ use crate::{
 pub enum Subject {
     /// Sync time, update latency and memory of the agent at 1,000, 10,000 and 50,000 Services
     Control,
-    /// Nanoseconds and throughput per packet path
+    /// Nanoseconds per packet of the XDP and tc programs
     Packets,
     /// Connections, datagrams and throughput by each way to a Service, as a ratio to none
     Sockets,
@@ -49,6 +50,10 @@ pub fn bench(subject: Subject, options: &Options) -> Result<()> {
         Subject::Sockets => "bench-sockets",
     };
     let mut bench = command("cargo", &["run", "--release", "--package", "lb-tests", "--bin", name, "--"]);
+    if matches!(subject, Subject::Packets) {
+        let build = Build { workspace: workspace(), toolchain: Toolchain::detect()?, log: false };
+        bench.arg("--object").arg(build.run_bench()?);
+    }
     for (flag, path) in [("--json", &options.json), ("--svg", &options.svg)] {
         if let Some(path) = path {
             bench.arg(flag).arg(std::path::absolute(path)?);

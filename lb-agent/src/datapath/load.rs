@@ -13,7 +13,7 @@ use aya::{
     programs::{Program, ProgramError},
 };
 use lb_common::{
-    maps::{MAPS, MapSpec},
+    maps::{MAPS, MapSpec, NO_COMMON_LRU},
     settings,
 };
 use thiserror::Error;
@@ -106,9 +106,10 @@ pub struct LoadConfig {
 }
 
 impl LoadConfig {
-    /// Entries of `map`.
+    /// Entries of `map`. The kernel gives each CPU the same share of a map without a common LRU list.
     pub fn entries(&self, map: &MapSpec) -> u32 {
-        self.max_entries.get(map.name).copied().unwrap_or(map.max_entries)
+        let entries = self.max_entries.get(map.name).copied().unwrap_or(map.max_entries);
+        if map.flags & NO_COMMON_LRU == 0 { entries } else { entries.next_multiple_of(possible_cpus()) }
     }
 }
 
@@ -172,6 +173,11 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
     }
     let ebpf = loader.load(object)?;
     Ok(Datapath { ebpf, pins, release, features, restarted, _lock: lock })
+}
+
+/// CPUs that the kernel has prepared for.
+fn possible_cpus() -> u32 {
+    aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1).max(1)
 }
 
 fn check_kernel() -> Result<Release, LoadError> {

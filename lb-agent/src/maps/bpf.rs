@@ -17,7 +17,9 @@ use lb_common::{
     vip::{VipKey, VipValue},
 };
 
-use crate::maps::{Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, family_map_name};
+use crate::maps::{
+    Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, family_map_name, ports::Ports,
+};
 
 /// [`Maps`] in the kernel.
 pub struct BpfMaps {
@@ -26,11 +28,12 @@ pub struct BpfMaps {
     members: Table<HashMap<MapData, MemberKey, MemberValue>>,
     slots: Table<Array<MapData, u32>>,
     generations: Table<Array<MapData, u32>>,
+    ports: Ports,
 }
 
 /// A map with its size.
-struct Table<M> {
-    map: M,
+pub(super) struct Table<M> {
+    pub(super) map: M,
     entries_max: u32,
 }
 
@@ -54,6 +57,7 @@ impl BpfMaps {
             members: Table::open(pin_dir, maps::MEMBERS)?,
             slots: Table::open(pin_dir, maps::SLOTS)?,
             generations: Table::open(pin_dir, maps::GENERATIONS)?,
+            ports: Ports::open(pin_dir)?,
         })
     }
 
@@ -85,6 +89,11 @@ impl BpfMaps {
 impl Maps for BpfMaps {
     fn apply(&mut self, write: &Write) -> Result<(), MapError> {
         match *write {
+            Write::V4(FamilyWrite::Frontend(key, Some(_))) => self.ports.add(key.port)?,
+            Write::V6(FamilyWrite::Frontend(key, Some(_))) => self.ports.add(key.port)?,
+            _ => {}
+        }
+        match *write {
             Write::V4(family_write) => self.v4.apply(family_write, write),
             Write::V6(family_write) => self.v6.apply(family_write, write),
             Write::Member(key, Some(value)) => self.members.check(write, |map| map.insert(key, value, 0)),
@@ -106,6 +115,8 @@ impl Maps for BpfMaps {
             generations: self.dump_generations()?,
         };
         state.slots = self.dump_slots(&state)?;
+        let (v4, v6) = (state.v4.frontends.keys(), state.v6.frontends.keys());
+        self.ports.become_like(&v4.map(|key| key.port).chain(v6.map(|key| key.port)).collect())?;
         Ok(state)
     }
 
@@ -200,7 +211,7 @@ where
 }
 
 impl<M: TryFrom<Map, Error = AyaError>> Table<M> {
-    fn open(pin_dir: &Path, map: &str) -> Result<Self, MapError> {
+    pub(super) fn open(pin_dir: &Path, map: &str) -> Result<Self, MapError> {
         let path = pin_dir.join(map);
         let open = || -> Result<Self, AyaError> {
             let data = MapData::from_pin(&path)?;

@@ -7,6 +7,7 @@
 pub mod bpf;
 pub mod dump;
 pub mod fake;
+mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -56,6 +56,8 @@ pub trait Packet {
     fn len(&self) -> u32;
     /// Payload bytes of each packet the hardware, or the stack, will make of this one; 0: it is one packet.
     fn gso_size(&self) -> u32;
+    /// Length to count, of a packet whose headers say `len` bytes, link layer included.
+    fn counted_len(&self, len: u32) -> u32;
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
     /// The context, for helpers that want it.

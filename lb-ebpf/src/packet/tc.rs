@@ -69,6 +69,11 @@ impl Packet for TcPacket {
     }
 
     #[inline(always)]
+    fn counted_len(&self, _len: u32) -> u32 {
+        self.len()
+    }
+
+    #[inline(always)]
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*self.skb()).ifindex }

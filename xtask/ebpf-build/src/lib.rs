@@ -131,15 +131,21 @@ impl Build {
     /// The target directory is one of its own per toolchain and feature: the cargo that runs a build script holds the
     /// lock of the ordinary one, and two variants must not overwrite each other's object.
     pub fn run(&self) -> Result<PathBuf> {
+        self.binary("lb-ebpf", if self.log { &["--features", "log"] } else { &[] })
+    }
+
+    /// Builds the object that measures the other one (feature `bench` of lb-ebpf) and returns its path.
+    pub fn run_bench(&self) -> Result<PathBuf> {
+        self.binary("bench", &["--features", "bench"])
+    }
+
+    fn binary(&self, name: &str, features: &[&str]) -> Result<PathBuf> {
         check_linker()?;
         let target_dir = self.target_dir();
         let mut cargo = self.toolchain.cargo();
         cargo.current_dir(self.workspace.join("lb-ebpf"));
         cargo.args(["build", "--release", "--locked", "--target", TARGET, "--target-dir"]).arg(&target_dir);
-        cargo.args(self.toolchain.build_std());
-        if self.log {
-            cargo.args(["--features", "log"]);
-        }
+        cargo.args(["--bin", name]).args(features).args(self.toolchain.build_std());
         // Debug information becomes the BTF that lets `bpftool map dump` print field names.
         cargo.env(
             "RUSTFLAGS",
@@ -148,7 +154,7 @@ impl Build {
         cargo.stdin(Stdio::null()).stdout(Stdio::null());
         let status = cargo.status().with_context(|| format!("run {:?}", cargo.get_program()))?;
         ensure!(status.success(), "building lb-ebpf with the {} toolchain failed ({status})", self.toolchain);
-        let object = target_dir.join(TARGET).join("release/lb-ebpf");
+        let object = target_dir.join(TARGET).join("release").join(name);
         ensure!(object.is_file(), "cargo succeeded, but there is no object at {}", object.display());
         Ok(object)
     }

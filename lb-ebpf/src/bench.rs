@@ -1,0 +1,206 @@
+//! An object of its own for `cargo xtask bench packets`: programs that put the packet back before each iteration, vary
+//! its flow, and tail-call the program under measurement, which is the one of the ordinary object; and floors, the least
+//! that any such program costs.
+#![no_std]
+#![no_main]
+
+use core::mem::size_of;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::bpf_get_prandom_u32,
+    macros::{classifier, map, xdp},
+    maps::{Array, HashMap, LruHashMap, ProgramArray},
+    programs::{TcContext, XdpContext},
+};
+
+/// Bytes restored: Ethernet, IPv6 and TCP headers.
+const PACKET_LEN: usize = 74;
+/// Bytes restored where IPv4 suffices.
+const PACKET4_LEN: usize = 54;
+
+/// What an iteration starts from.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Plan {
+    /// 0: one flow; 1: a random source port; 2: another flow each time.
+    vary: u32,
+    /// Flows made so far.
+    counter: u32,
+    /// Offset of the source port.
+    port_at: u32,
+    /// Offset of the last two bytes of the source address.
+    addr_at: u32,
+    /// The packet's head, and room for the last word of it.
+    packet: [u64; 10],
+}
+
+#[map]
+static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
+#[map]
+static XDP_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
+#[map]
+static FLOOR_HASH: HashMap<[u64; 2], [u64; 8]> = HashMap::with_max_entries(131_072, 0);
+#[map]
+static FLOOR_LRU: LruHashMap<[u64; 2], [u64; 8]> = LruHashMap::with_max_entries(131_072, 0);
+
+/// Restores the packet between `data` and `end`; the number that makes its flow differ.
+#[inline(always)]
+fn restore(data: usize, end: usize) -> Option<u32> {
+    let plan = PLAN.get_ptr_mut(0)?;
+    if data + PACKET4_LEN > end {
+        return None;
+    }
+    // SAFETY: an array element stays; only this CPU runs the measurement.
+    let plan = unsafe { &mut *plan };
+    let from = core::ptr::from_ref(&plan.packet) as usize;
+    // SAFETY: both ranges hold the bytes, as checked above and by the size of `packet`.
+    unsafe {
+        *(data as *mut [u64; 6]) = *(from as *const [u64; 6]);
+        *((data + 48) as *mut u32) = *((from + 48) as *const u32);
+        *((data + 52) as *mut u16) = *((from + 52) as *const u16);
+    }
+    if data + PACKET_LEN <= end {
+        // SAFETY: as above.
+        unsafe {
+            *((data + 54) as *mut [u16; 10]) = *((from + 54) as *const [u16; 10]);
+        }
+    }
+    let number = match plan.vary {
+        0 => return Some(0),
+        // SAFETY: a helper without arguments.
+        1 => unsafe { bpf_get_prandom_u32() },
+        _ => {
+            plan.counter = plan.counter.wrapping_add(1);
+            plan.counter
+        }
+    };
+    let port = data + (plan.port_at & 0x3f) as usize;
+    if port + size_of::<u16>() > end {
+        return None;
+    }
+    // SAFETY: inside the packet, as just checked.
+    unsafe { *(port as *mut u16) = number as u16 };
+    if plan.vary == 2 {
+        let addr = data + (plan.addr_at & 0x3f) as usize;
+        if addr + size_of::<u16>() > end {
+            return None;
+        }
+        // SAFETY: as above.
+        unsafe { *(addr as *mut u16) = (number >> 16) as u16 };
+    }
+    Some(number)
+}
+
+/// Restores, then runs the XDP program under measurement.
+#[xdp(frags)]
+pub fn bench_xdp(context: XdpContext) -> u32 {
+    if restore(context.data(), context.data_end()).is_some() {
+        // SAFETY: valid context and index. Returns only if there is no program.
+        unsafe { XDP_TARGET.tail_call(&context, 0) };
+    }
+    xdp_action::XDP_ABORTED
+}
+
+/// Restores, then runs the tc program under measurement.
+#[classifier]
+pub fn bench_tc(context: TcContext) -> i32 {
+    if restore(context.data(), context.data_end()).is_some() {
+        // SAFETY: valid context and index. Returns only if there is no program.
+        unsafe { TC_TARGET.tail_call(&context, 0) };
+    }
+    -2
+}
+
+/// Nothing: what the loop costs.
+#[xdp(frags)]
+pub fn floor_return_xdp(_context: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
+}
+
+/// Nothing: what the loop costs.
+#[classifier]
+pub fn floor_return_tc(_context: TcContext) -> i32 {
+    -1
+}
+
+/// Reads what a 5-tuple needs: Ethernet, IPv4, ports.
+#[inline(always)]
+fn tuple(context: &XdpContext) -> Option<[u64; 2]> {
+    let (data, end) = (context.data(), context.data_end());
+    if data + PACKET4_LEN > end {
+        return None;
+    }
+    // SAFETY: inside the packet, as just checked; alignment does not matter where programs run in a JIT.
+    let (ethertype, version, protocol, addresses, ports) = unsafe {
+        (
+            *((data + 12) as *const u16),
+            *((data + 14) as *const u8),
+            *((data + 23) as *const u8),
+            *((data + 26) as *const [u32; 2]),
+            *((data + 34) as *const u32),
+        )
+    };
+    if ethertype != 0x0800u16.to_be() || version != 0x45 {
+        return None;
+    }
+    let [src, dst] = addresses;
+    Some([u64::from(src) << 32 | u64::from(dst), u64::from(ports) << 32 | u64::from(protocol)])
+}
+
+/// Parses Ethernet, IPv4 and TCP.
+#[xdp(frags)]
+pub fn floor_parse(context: XdpContext) -> u32 {
+    match tuple(&context) {
+        Some([addresses, ports]) if addresses ^ ports != 1 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
+    }
+}
+
+/// Parses, and looks the 5-tuple up in a hash map.
+#[xdp(frags)]
+pub fn floor_hash(context: XdpContext) -> u32 {
+    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    // SAFETY: the value is read at once.
+    match unsafe { FLOOR_HASH.get(&key) } {
+        Some(value) if value[0] != 1 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
+    }
+}
+
+/// Parses, and looks the 5-tuple up in an LRU hash map.
+#[xdp(frags)]
+pub fn floor_lru(context: XdpContext) -> u32 {
+    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    // SAFETY: the value is read at once.
+    match unsafe { FLOOR_LRU.get(&key) } {
+        Some(value) if value[0] != 1 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
+    }
+}
+
+/// Parses, and inserts the 5-tuple into an LRU hash map twice: what two directions of a connection cost.
+#[xdp(frags)]
+pub fn floor_insert_two(context: XdpContext) -> u32 {
+    let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let value = [0u64; 8];
+    for key in [[addresses, ports], [ports, addresses]] {
+        if FLOOR_LRU.insert(&key, &value, 0).is_err() {
+            return xdp_action::XDP_DROP;
+        }
+    }
+    xdp_action::XDP_TX
+}
+
+/// Lets the kernel grant helpers that want a GPL-compatible program.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual BSD/GPL\0";
+
+/// Never reached: nothing here can panic, and the linker fails if it could.
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
