@@ -110,11 +110,12 @@ impl Packet for TcPacket {
     fn sum(&self, offset: usize, len: usize, chunk: &mut [u32; CHUNK / 4]) -> Result<u32, Refused> {
         *chunk = [0; CHUNK / 4];
         let (to, size) = (chunk.as_mut_ptr(), CHUNK as u32);
-        // The verifier must see this asked of the value it passes on; the compiler knows the answer and would not.
-        let len = core::hint::black_box(len);
         if len == 0 || len > CHUNK {
             return Err(Refused);
         }
+        // The verifier must see both bounds in the value it passes on, and that of Linux 6.1 learns nothing from
+        // `len == 0`; the compiler knows them and would drop the mask.
+        let len = (core::hint::black_box(len - 1) & (CHUNK - 1)) + 1;
         // SAFETY: valid context; `len` is at most the size of `chunk`.
         checked(unsafe { bpf_skb_load_bytes(self.context(), offset as u32, to.cast(), len as u32) })?;
         // SAFETY: all of `chunk` is initialised, what lies behind `len` with zeroes.
