@@ -159,6 +159,8 @@ fn client<F: Family>() -> (IpAddr, u16) {
 }
 
 const SENT_ON: &[u32] = &[XDP_TX, XDP_REDIRECT, REDIRECT];
+/// Some packets of many flows are left to tc, to probe the neighbour.
+const SENT_ON_OR_PROBED: &[u32] = &[XDP_TX, XDP_REDIRECT, REDIRECT, XDP_PASS];
 const LEFT: &[u32] = &[XDP_PASS, UNSPEC];
 const ANY: &[u32] = &[0, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT, REDIRECT, UNSPEC, SHOT];
 
@@ -235,9 +237,15 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
     let (one, many) = (target::<F>(xdp, 80.0), target::<F>(xdp, 350.0));
     cases.extend([
         case("TCP established, DNAT + SNAT, one flow", &data, Vary::One, SENT_ON, one),
-        case("TCP established, DNAT + SNAT, 64k random flows", &data, Vary::Random, SENT_ON, many),
+        case("TCP established, DNAT + SNAT, 64k random flows", &data, Vary::Random, SENT_ON_OR_PROBED, many),
         case("UDP, DNAT + SNAT, one flow", &question, Vary::One, SENT_ON, Target::NotSet),
-        case("UDP, DNAT + SNAT, 64k random flows", &question, Vary::Random, SENT_ON, Target::NotSet),
+        case(
+            "UDP, DNAT + SNAT, 64k random flows",
+            &question,
+            Vary::Random,
+            SENT_ON_OR_PROBED,
+            Target::NotSet,
+        ),
         case("TCP established, DNAT to a local backend", &local, Vary::One, LEFT, Target::NotSet),
         case("TCP, answer of a remote backend (SNAT reply)", &reply, Vary::One, SENT_ON, Target::NotSet),
         case("TCP, new flow, both directions recorded", &syn, Vary::Each, SENT_ON, target::<F>(xdp, 800.0)),
@@ -286,7 +294,7 @@ fn with_services(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>, se
     bench.open_flows(&case("open flows", &syn, Vary::Each, SENT_ON), nodes, FLOWS)?;
     cases.extend([
         case("TCP established, one flow", &data, Vary::One, SENT_ON),
-        case("TCP established, 64k random flows", &data, Vary::Random, SENT_ON),
+        case("TCP established, 64k random flows", &data, Vary::Random, SENT_ON_OR_PROBED),
         case("TCP, new flow", &syn, Vary::Each, SENT_ON),
         case("not ours, a port that frontends use", &other, Vary::One, LEFT),
     ]);
