@@ -1,6 +1,6 @@
 //! The table: every field of kube-proxy's file, and what it becomes (spec 10).
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use super::{
     Outcome,
@@ -12,6 +12,7 @@ use crate::setting::Setting;
 
 /// kube-proxy's ports, added to an address that lacks one.
 const HEALTHZ_PORT: u16 = 10256;
+const METRICS_PORT: u16 = 10249;
 
 /// What becomes of a field whose value is valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,6 +81,9 @@ pub fn fields() -> &'static [Field] {
 
 const NO_MARK: &str = "no packet is marked: there is no masquerade rule that would look for it";
 const NO_IPVS: &str = "no IPVS here";
+const IN_ITS_MODE: &str = "read in its detectLocalMode only";
+const MASQUERADE_ALL: &str =
+    "pods' connections are then translated on their way and not at their sockets, which costs more";
 const NO_WINDOWS: &str = "Windows only";
 const OWN_SOURCE: &str = "the agent lists once and watches; its client has no rate limit";
 
@@ -112,8 +116,10 @@ const FIELDS: &[Field] = &[
         |_| Vec::new(),
     ),
     kept("healthzBindAddress", &["healthz-bind-address"], "without a port: 10256", healthz),
-    ignored("metricsBindAddress", "no metrics server in this version"),
-    ignored("bindAddressHardFail", "a health address that cannot be bound is an error at start"),
+    kept("metricsBindAddress", &["metrics-bind-address"], "without a port: 10249", metrics),
+    kept("bindAddressHardFail", &["bind-address-hard-fail"], "", |config| {
+        one("bind-address-hard-fail", config.bind_address_hard_fail)
+    }),
     ignored("enableProfiling", "no Go profiles here; perf(1) and bpftool(8) see agent and programs"),
     ignored("showHiddenMetricsForVersion", "no hidden metrics"),
     differs(
@@ -123,35 +129,43 @@ const FIELDS: &[Field] = &[
         |_| Vec::new(),
     ),
     ignored("iptables.masqueradeBit", NO_MARK),
-    ignored("iptables.masqueradeAll", "not in this version"),
+    kept("iptables.masqueradeAll", &["masquerade-all"], MASQUERADE_ALL, |config| {
+        masquerade_all("iptables", config)
+    }),
     differs(
         "iptables.localhostNodePorts",
         &[],
         "NodePorts on 127.0.0.1 and ::1 serve processes of the node, whatever is set; no route_localnet, nothing from outside",
         |_| Vec::new(),
     ),
-    differs("iptables.syncPeriod", &["retry-period-max"], SYNC_PERIOD, |config| {
+    differs("iptables.syncPeriod", &["retry-period-max", "health-timeout"], SYNC_PERIOD, |config| {
         retry_period("iptables", config)
     }),
     differs("iptables.minSyncPeriod", &["min-sync-period"], MIN_SYNC_PERIOD, |config| {
         min_sync_period("iptables", config)
     }),
-    ignored(
+    differs(
         "ipvs.scheduler",
-        "backends are chosen at random, each with the same chance, as rr does on average",
+        &["algorithm"],
+        "mh and sh, which choose by a hash, become Maglev; every other is random, each backend with the same chance",
+        scheduler,
     ),
     ignored("ipvs.excludeCIDRs", NO_IPVS),
     ignored("ipvs.strictARP", "no device carries service addresses: nothing answers ARP for them"),
     ignored("ipvs.tcpTimeout", NO_IPVS),
     ignored("ipvs.tcpFinTimeout", NO_IPVS),
     ignored("ipvs.udpTimeout", NO_IPVS),
-    differs("ipvs.syncPeriod", &["retry-period-max"], SYNC_PERIOD, |config| retry_period("ipvs", config)),
+    differs("ipvs.syncPeriod", &["retry-period-max", "health-timeout"], SYNC_PERIOD, |config| {
+        retry_period("ipvs", config)
+    }),
     differs("ipvs.minSyncPeriod", &["min-sync-period"], MIN_SYNC_PERIOD, |config| {
         min_sync_period("ipvs", config)
     }),
     ignored("nftables.masqueradeBit", NO_MARK),
-    ignored("nftables.masqueradeAll", "not in this version"),
-    differs("nftables.syncPeriod", &["retry-period-max"], SYNC_PERIOD, |config| {
+    kept("nftables.masqueradeAll", &["masquerade-all"], MASQUERADE_ALL, |config| {
+        masquerade_all("nftables", config)
+    }),
+    differs("nftables.syncPeriod", &["retry-period-max", "health-timeout"], SYNC_PERIOD, |config| {
         retry_period("nftables", config)
     }),
     differs("nftables.minSyncPeriod", &["min-sync-period"], MIN_SYNC_PERIOD, |config| {
@@ -159,10 +173,29 @@ const FIELDS: &[Field] = &[
     }),
     ignored("winkernel", NO_WINDOWS),
     ignored("windowsRunAsService", NO_WINDOWS),
-    ignored("detectLocalMode", "what comes in by a device towards pods is a pod's"),
-    ignored("detectLocal.bridgeInterface", "what comes in by a device towards pods is a pod's"),
-    ignored("detectLocal.interfaceNamePrefix", "what comes in by a device towards pods is a pod's"),
-    ignored("clusterCIDR", "what comes in by a device towards pods is a pod's"),
+    differs(
+        "detectLocalMode",
+        &["detect-local"],
+        "empty, or ClusterCIDR without clusterCIDR: what comes in by a device towards pods is a pod's",
+        |config| one("detect-local", detect_local(config)),
+    ),
+    kept("detectLocal.bridgeInterface", &["pod-bridge-interface"], IN_ITS_MODE, |config| {
+        let name = text(&config.detect_local.bridge_interface);
+        one("pod-bridge-interface", name.filter(|_| detect_local(config) == Some("bridge-interface")))
+    }),
+    kept("detectLocal.interfaceNamePrefix", &["pod-interface-name-prefix"], IN_ITS_MODE, |config| {
+        let prefix = text(&config.detect_local.interface_name_prefix);
+        one(
+            "pod-interface-name-prefix",
+            prefix.filter(|_| detect_local(config) == Some("interface-name-prefix")),
+        )
+    }),
+    kept("clusterCIDR", &["cluster-cidr"], IN_ITS_MODE, |config| {
+        one(
+            "cluster-cidr",
+            text(&config.cluster_cidr).filter(|_| detect_local(config) == Some("cluster-cidr")),
+        )
+    }),
     kept(
         "nodePortAddresses",
         &["nodeport-addresses"],
@@ -204,8 +237,7 @@ const FIELDS: &[Field] = &[
     ignored("portRange", "kube-proxy does not read it either"),
 ];
 
-const SYNC_PERIOD: &str =
-    "the longest wait before a failed sync is tried again; changes are written at once either way";
+const SYNC_PERIOD: &str = "the longest wait before a failed sync is tried again, and half the time after which a waiting change makes /healthz say 503; changes are written at once either way";
 const MIN_SYNC_PERIOD: &str = "where it is not set, or 0 in an iptables or nftables stanza, the agent's own default of 5 ms counts and not 1 s";
 
 fn one(flag: &str, value: Option<impl std::fmt::Display>) -> Vec<Setting> {
@@ -229,16 +261,43 @@ fn log_level(config: &KubeProxyConfiguration) -> Vec<Setting> {
 }
 
 fn healthz(config: &KubeProxyConfiguration) -> Vec<Setting> {
-    let given = text(&config.healthz_bind_address);
-    let default = config.bind_ip().filter(std::net::IpAddr::is_ipv6).map(|_| "::");
-    let address = given.or(default).and_then(|text| address_with_port(text, HEALTHZ_PORT));
-    one("healthz-bind-address", address)
+    let default = config.bind_ip().filter(IpAddr::is_ipv6).map(|_| "::");
+    let address = text(&config.healthz_bind_address).or(default);
+    one("healthz-bind-address", address.and_then(|text| address_with_port(text, HEALTHZ_PORT)))
 }
 
+fn metrics(config: &KubeProxyConfiguration) -> Vec<Setting> {
+    let default = config.bind_ip().filter(IpAddr::is_ipv6).map(|_| "::1");
+    let address = text(&config.metrics_bind_address).or(default);
+    one("metrics-bind-address", address.and_then(|text| address_with_port(text, METRICS_PORT)))
+}
+
+fn scheduler(config: &KubeProxyConfiguration) -> Vec<Setting> {
+    let scheduler = text(&config.ipvs.scheduler).filter(|_| config.mode.as_deref() == Some("ipvs"));
+    one("algorithm", scheduler.filter(|name| ["mh", "sh"].contains(name)).map(|_| "maglev"))
+}
+
+fn masquerade_all(stanza: &str, config: &KubeProxyConfiguration) -> Vec<Setting> {
+    let current = config.stanza();
+    one("masquerade-all", (current.masquerade_all && current.masquerade_of == stanza).then_some(true))
+}
+
+/// The mode that is in force; `None`: the device decides.
+fn detect_local(config: &KubeProxyConfiguration) -> Option<&'static str> {
+    match config.detect_local_mode.as_deref().unwrap_or_default() {
+        "NodeCIDR" => Some("node-cidr"),
+        "BridgeInterface" => Some("bridge-interface"),
+        "InterfaceNamePrefix" => Some("interface-name-prefix"),
+        _ => text(&config.cluster_cidr).map(|_| "cluster-cidr"),
+    }
+}
+
+/// The health timeout is twice the period (spec 8.8).
 fn retry_period(stanza: &str, config: &KubeProxyConfiguration) -> Vec<Setting> {
     let current = config.stanza();
-    let period = current.sync_period.filter(|_| current.name == stanza);
-    one("retry-period-max", period)
+    let Some(period) = current.sync_period.filter(|_| current.name == stanza) else { return Vec::new() };
+    let timeout_s = period.length.saturating_mul(2).as_secs().max(1);
+    vec![Setting::new("retry-period-max", period), Setting::new("health-timeout", timeout_s)]
 }
 
 /// In milliseconds, as the flag has it.

@@ -70,7 +70,12 @@ fn kubeadms_file_is_taken_whole() {
     assert_eq!(migration.warnings, Vec::<String>::new());
     assert_eq!(migration.refused().count(), 0);
     let flags: Vec<_> = migration.rows.iter().flat_map(|row| row.flags.clone()).collect();
-    for flag in ["--kubeconfig=/var/lib/kube-proxy/kubeconfig.conf", "--healthz-bind-address=0.0.0.0:10256"] {
+    for flag in [
+        "--kubeconfig=/var/lib/kube-proxy/kubeconfig.conf",
+        "--healthz-bind-address=0.0.0.0:10256",
+        "--detect-local=cluster-cidr",
+        "--cluster-cidr=10.244.0.0/16",
+    ] {
         assert!(flags.contains(&flag.to_owned()), "{flags:?}");
     }
 }
@@ -94,6 +99,8 @@ logging: {format: json, verbosity: 5}
 hostnameOverride: node-7
 bindAddress: 192.0.2.7
 healthzBindAddress: 127.0.0.1
+metricsBindAddress: '::'
+bindAddressHardFail: true
 mode: nftables
 iptables: {syncPeriod: 11s, minSyncPeriod: 2s, localhostNodePorts: false}
 nftables: {syncPeriod: 1m, minSyncPeriod: 250ms}
@@ -119,7 +126,10 @@ fn each_field_becomes_its_flag() {
         "--log-level=debug",
         "--node-name=node-7",
         "--healthz-bind-address=127.0.0.1:10256",
+        "--metrics-bind-address=[::]:10249",
+        "--bind-address-hard-fail=true",
         "--retry-period-max=60s",
+        "--health-timeout=120",
         "--min-sync-period=250",
         "--nodeport-addresses=192.0.2.7/32",
         "--oom-score-adj=-500",
@@ -148,7 +158,10 @@ fn zero_and_absent_periods_are_the_agents_own_defaults() {
         "nftables: {minSyncPeriod: 7s}\n",
     ] {
         let flags = flags(body);
-        assert!(!flags.iter().any(|flag| flag.contains("period")), "spec 10.3: {body}: {flags:?}");
+        assert!(
+            !flags.iter().any(|flag| flag.contains("period") || flag.contains("timeout=")),
+            "spec 10.3: {body}: {flags:?}"
+        );
     }
 }
 
@@ -182,6 +195,49 @@ fn health_addresses_get_their_port_and_their_family() {
             expected.iter().map(|address| format!("--healthz-bind-address={address}")).collect();
         let found: Vec<_> = flags(body).into_iter().filter(|flag| flag.starts_with("--healthz")).collect();
         assert_eq!(found, expected, "TestLoadConfig, TestAddressFromDeprecatedFlags (spec 12B): {body}");
+    }
+}
+
+#[test]
+fn pods_are_known_by_the_mode_and_by_nothing_that_belongs_to_another() {
+    let all = "clusterCIDR: '10.0.0.0/8,fd00::/64'\ndetectLocal: {bridgeInterface: cbr0, interfaceNamePrefix: cali}\n";
+    for (mode, expected) in [
+        ("''", ["--detect-local=cluster-cidr", "--cluster-cidr=10.0.0.0/8,fd00::/64"].as_slice()),
+        ("ClusterCIDR", &["--detect-local=cluster-cidr", "--cluster-cidr=10.0.0.0/8,fd00::/64"]),
+        ("NodeCIDR", &["--detect-local=node-cidr"]),
+        ("BridgeInterface", &["--detect-local=bridge-interface", "--pod-bridge-interface=cbr0"]),
+        (
+            "InterfaceNamePrefix",
+            &["--detect-local=interface-name-prefix", "--pod-interface-name-prefix=cali"],
+        ),
+    ] {
+        assert_eq!(flags(&format!("{all}detectLocalMode: {mode}\n")), expected, "spec 4.50 to 4.55: {mode}");
+    }
+    assert_eq!(flags("detectLocalMode: ClusterCIDR\n"), Vec::<String>::new());
+}
+
+#[test]
+fn everybody_is_masqueraded_as_the_stanza_of_the_mode_says() {
+    for (body, is_on) in [
+        ("iptables: {masqueradeAll: true}\n", true),
+        ("mode: ipvs\niptables: {masqueradeAll: true}\n", true),
+        ("mode: nftables\nnftables: {masqueradeAll: true}\n", true),
+        ("mode: nftables\niptables: {masqueradeAll: true}\n", false),
+        ("nftables: {masqueradeAll: true}\n", false),
+    ] {
+        assert_eq!(flags(body).contains(&"--masquerade-all=true".to_owned()), is_on, "{body}");
+    }
+}
+
+#[test]
+fn schedulers_that_hash_become_maglev() {
+    for (body, expected) in [
+        ("mode: ipvs\nipvs: {scheduler: mh}\n", vec!["--algorithm=maglev"]),
+        ("mode: ipvs\nipvs: {scheduler: rr}\n", vec![]),
+        ("ipvs: {scheduler: mh}\n", vec![]),
+    ] {
+        let found: Vec<_> = flags(body).into_iter().filter(|flag| flag.starts_with("--algorithm")).collect();
+        assert_eq!(found, expected, "{body}");
     }
 }
 

@@ -142,6 +142,9 @@ const MIN_SYNC_PERIOD: GoDuration = GoDuration::from_secs(1);
 /// The stanza of the chosen mode.
 pub(super) struct ModeStanza {
     pub name: &'static str,
+    /// True if ClusterIPs are masqueraded for everybody, as the stanza `masquerade_of` says: ipvs has none of its own.
+    pub masquerade_all: bool,
+    pub masquerade_of: &'static str,
     /// As set; `None`: not, or 0.
     pub sync_period: Option<GoDuration>,
     /// As set; `None`: not, or 0.
@@ -167,16 +170,22 @@ impl KubeProxyConfiguration {
         match self.mode.as_deref() {
             Some("nftables") => ModeStanza {
                 name: "nftables",
+                masquerade_all: nftables.masquerade_all.unwrap_or_default(),
+                masquerade_of: "nftables",
                 sync_period: set(nftables.sync_period),
                 min_sync_period: set(nftables.min_sync_period),
             },
             Some("ipvs") => ModeStanza {
                 name: "ipvs",
+                masquerade_all: iptables.masquerade_all.unwrap_or_default(),
+                masquerade_of: "iptables",
                 sync_period: set(ipvs.sync_period),
                 min_sync_period: set(ipvs.min_sync_period),
             },
             _ => ModeStanza {
                 name: "iptables",
+                masquerade_all: iptables.masquerade_all.unwrap_or_default(),
+                masquerade_of: "iptables",
                 sync_period: set(iptables.sync_period),
                 min_sync_period: set(iptables.min_sync_period),
             },
