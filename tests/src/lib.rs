@@ -18,6 +18,7 @@ pub mod pinned_maps;
 pub mod probe;
 pub mod process;
 pub mod prog;
+pub mod scene;
 pub mod script;
 pub mod sweep;
 pub mod vm;

@@ -40,8 +40,20 @@ const KERNEL: [&str; 10] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 8] =
-    ["benchmarks", "cli", "demo", "end_to_end", "netns", "observability", "policies", "sockets"];
+const E2E: [&str; 12] = [
+    "benchmarks",
+    "cli",
+    "demo",
+    "end_to_end",
+    "life_cycle",
+    "netns",
+    "observability",
+    "policies",
+    "sockets",
+    "story",
+    "title_paths",
+    "titles",
+];
 
 /// Outcome of a number of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
