@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     datapath::attach::{Attacher, Attachment},
+    foreign::Foreign,
     inspect::{self, MapFill, VerdictCount},
     reconcile::run::Query,
     report::{BackendReport, ServicePortReport, SyncReport},
@@ -50,6 +51,8 @@ pub struct StatusReport {
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
     pub verdicts: Vec<VerdictCount>,
+    /// Rules of kube-proxy beside the agent, as of the last scan.
+    pub foreign: Foreign,
 }
 
 /// State of the source.
@@ -80,6 +83,8 @@ pub struct Admin {
     pub queries: mpsc::Sender<Query>,
     /// What the search for sockets found.
     pub sockets: watch::Receiver<SocketsReport>,
+    /// Rules of kube-proxy.
+    pub foreign: watch::Receiver<Foreign>,
 }
 
 /// The reconcile loop did not answer.
@@ -143,6 +148,7 @@ impl Admin {
             errors,
             maps,
             verdicts,
+            foreign: self.foreign.borrow().clone(),
         })
     }
 }

@@ -8,7 +8,7 @@
 //!
 //! | step | before | else |
 //! |---|---|---|
-//! | 1 service CIDRs, VIPs removed | | what is no longer ours to refuse would be refused while the rest is written |
+//! | 1 service CIDRs that stay written to their new places, then others, and VIPs, removed | | what is no longer ours to refuse would be refused while the rest is written |
 //! | 2 backends written | 3, 5 | a slot or a member would name an id without an address: connections are refused |
 //! | 3 members written | 6 | a connection to a backend not yet a member would be cut at its first generation check |
 //! | 4 source ranges written | 6 | a frontend that has just been restricted would refuse those it should let in |
@@ -275,8 +275,8 @@ impl Delta {
     /// The writes in the order the module describes.
     pub fn plan(&self, have: &MapState) -> Plan {
         let mut plan = Plan::new();
-        self.v4.plan_service_cidrs(&mut plan, false);
-        self.v6.plan_service_cidrs(&mut plan, false);
+        self.v4.plan_service_cidrs_that_go(&mut plan, &have.v4);
+        self.v6.plan_service_cidrs_that_go(&mut plan, &have.v6);
         self.v4.plan_vips(&mut plan, false);
         self.v6.plan_vips(&mut plan, false);
         self.v4.plan_backends(&mut plan, true);
@@ -287,8 +287,8 @@ impl Delta {
         plan.extend(puts(&self.slots).map(|(index, backend)| Write::Slot(index, backend)));
         self.v4.plan_frontends(&mut plan, true);
         self.v6.plan_frontends(&mut plan, true);
-        self.v4.plan_service_cidrs(&mut plan, true);
-        self.v6.plan_service_cidrs(&mut plan, true);
+        self.v4.plan_service_cidrs_that_come(&mut plan, &have.v4);
+        self.v6.plan_service_cidrs_that_come(&mut plan, &have.v6);
         self.v4.plan_vips(&mut plan, true);
         self.v6.plan_vips(&mut plan, true);
         self.v4.plan_frontends(&mut plan, false);
@@ -378,10 +378,23 @@ impl<F: MapFamily> FamilyDelta<F> {
         }));
     }
 
-    fn plan_service_cidrs(&self, plan: &mut Plan, puts: bool) {
-        plan.extend(planned(&self.service_cidrs, puts, |index, value| {
+    /// Networks that change their place are written first, then the places that are free are.
+    fn plan_service_cidrs_that_go(&self, plan: &mut Plan, have: &FamilyState<F>) {
+        plan.extend(self.service_cidr_puts(have, true));
+        plan.extend(planned(&self.service_cidrs, false, |index, value| {
             F::write(FamilyWrite::ServiceCidr(index, value))
         }));
+    }
+
+    fn plan_service_cidrs_that_come(&self, plan: &mut Plan, have: &FamilyState<F>) {
+        plan.extend(self.service_cidr_puts(have, false));
+    }
+
+    /// Networks to be written that the map has elsewhere, or those that it does not have.
+    fn service_cidr_puts(&self, have: &FamilyState<F>, is_there: bool) -> impl Iterator<Item = Write> {
+        puts(&self.service_cidrs)
+            .filter(move |(_, value)| have.service_cidrs.values().any(|known| known == value) == is_there)
+            .map(|(index, value)| F::write(FamilyWrite::ServiceCidr(index, Some(value))))
     }
 
     fn plan_vips(&self, plan: &mut Plan, puts: bool) {

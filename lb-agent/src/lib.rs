@@ -30,4 +30,5 @@ pub mod config;
 pub mod setting;
 pub mod kube_proxy;
 pub mod node_tuning;
+pub mod foreign;
 pub mod cli;

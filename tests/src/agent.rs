@@ -93,7 +93,11 @@ impl Agent {
             .arg("--healthz-bind-address")
             .arg(HEALTHZ.to_string());
         // These are the machine's and not the namespace's.
-        command.args(["--conntrack-max-per-core=0", "--oom-score-adj=0"]);
+        for alone in ["--conntrack-max-per-core", "--oom-score-adj"] {
+            if !self.extra_args.iter().any(|arg| arg.starts_with(alone)) {
+                command.arg(format!("{alone}=0"));
+            }
+        }
         command.args(&self.extra_args).stdout(log.try_clone()?).stderr(log);
         self.process = Some(Process::spawn(&mut command)?);
         Ok(())

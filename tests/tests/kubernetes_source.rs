@@ -185,6 +185,46 @@ async fn a_label_that_comes_is_a_deletion_and_one_that_goes_an_addition() -> Out
 }
 
 #[tokio::test]
+async fn a_headless_label_that_comes_on_a_slice_is_a_deletion_and_one_that_goes_an_addition() -> Outcome {
+    let cluster = small_cluster()?;
+    let server = ApiServer::start(&cluster).await?;
+    let mut running = Running::synced(&[&server]).await?;
+    let mut headless = slice("a")?;
+    let labels = headless.metadata.labels.get_or_insert_default();
+    labels.insert("service.kubernetes.io/headless".to_owned(), String::new());
+    cluster.apply(&headless);
+    running.changes.until("gone (spec 1.3)", |changes| !changes.has("EndpointSlice default/a")).await?;
+    cluster.apply(&slice("a")?);
+    running.changes.until("back", |changes| changes.has("EndpointSlice default/a")).await?;
+    running.stop().await
+}
+
+#[tokio::test]
+async fn a_service_that_becomes_headless_is_a_deletion() -> Outcome {
+    let cluster = small_cluster()?;
+    let server = ApiServer::start(&cluster).await?;
+    let mut running = Running::synced(&[&server]).await?;
+    cluster.apply(&service("a", "None")?);
+    running.changes.until("gone (spec 1.1, 12A 1)", |changes| !changes.has("Service default/a")).await?;
+    cluster.apply(&service("a", "10.0.0.1")?);
+    running.changes.until("back", |changes| changes.has("Service default/a")).await?;
+    running.stop().await
+}
+
+#[tokio::test]
+async fn the_own_node_is_deleted_and_made_again() -> Outcome {
+    let cluster = small_cluster()?;
+    let server = ApiServer::start(&cluster).await?;
+    let mut running = Running::synced(&[&server]).await?;
+    cluster.delete::<Node>("", "node-a");
+    running.changes.until("gone (spec 9.10)", |changes| !changes.has("Node node-a")).await?;
+    cluster.apply::<Node>(&object(json!({"metadata": {"name": "node-a"}}))?);
+    running.changes.until("back", |changes| changes.has("Node node-a")).await?;
+    assert_eq!(running.changes.log, ["-Node node-a", "+Node node-a"]);
+    running.stop().await
+}
+
+#[tokio::test]
 async fn a_watch_goes_on_where_its_connection_broke() -> Outcome {
     let cluster = small_cluster()?;
     let mut server = ApiServer::start(&cluster).await?;

@@ -12,7 +12,7 @@ use lb_agent::{
         run::{Inputs, Outputs, Query, Timing, run},
     },
     report::SyncReport,
-    source::{Change, Kind, Object},
+    source::{Change, Kind, Object, ObjectRef},
 };
 use lb_tests::script::{parse_objects, testdata};
 use tokio::{
@@ -195,5 +195,161 @@ async fn every_fault_of_the_bad_manifest_is_named_and_the_good_service_works() {
         ]
     );
     assert_eq!(report.backends, 1);
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn nothing_is_written_before_services_and_slices_have_both_been_delivered() {
+    let mut before = reconciler(Faults::default());
+    before.apply_change(Change::Applied(objects("dual-stack.yaml").remove(0)));
+    for kind in [Kind::Service, Kind::EndpointSlice] {
+        before.apply_change(Change::Synced(kind));
+    }
+    before.sync().unwrap();
+    let maps = before.into_maps();
+    let (left, writes) = (maps.state.clone(), maps.writes.len());
+    let config = ReconcileConfig { node_name: "node-a".to_owned(), ..ReconcileConfig::default() };
+    let running = start(Reconciler::new(maps, config).unwrap(), Timing::default());
+    running.deliver("nodeport.yaml").await;
+    for kind in [Kind::Service, Kind::Node, Kind::ServiceCidr, Kind::Endpoints] {
+        running.changes.send(Change::Synced(kind)).await.unwrap();
+    }
+    running.addresses.send(NodeAddresses(["192.0.2.10".parse().unwrap()].into())).unwrap();
+    let report = running.until("everything is taken in", |report| report.services == 3).await;
+    assert!(!report.synced && report.syncs == 0, "spec 8.11, TestSyncProxyRulesStartup: {report:?}");
+    let maps = running.stop().await.into_maps();
+    assert_eq!((maps.state, maps.writes.len()), (left, writes), "spec 8.14: what a predecessor left stays");
+}
+
+#[tokio::test]
+async fn what_comes_again_unchanged_or_with_other_metadata_causes_no_sync() {
+    let running =
+        start(reconciler(Faults::default()), Timing { min_sync_period: Duration::ZERO, ..Timing::default() });
+    running.deliver("nodeport.yaml").await;
+    running.deliver_synced().await;
+    let first = running.until("synced", |report| report.synced && report.dirty == 0).await;
+    running.deliver("nodeport.yaml").await;
+    running.deliver_synced().await;
+    for mut object in objects("nodeport.yaml") {
+        let metadata = match &mut object {
+            Object::Service(service) => &mut service.metadata,
+            Object::EndpointSlice(slice) => &mut slice.metadata,
+            _ => continue,
+        };
+        metadata.resource_version = Some("99".to_owned());
+        metadata.labels.get_or_insert_default().insert("team".to_owned(), "x".to_owned());
+        let annotations = metadata.annotations.get_or_insert_default();
+        annotations.insert("endpoints.kubernetes.io/last-change-trigger-time".to_owned(), "now".to_owned());
+        running.changes.send(Change::Applied(object)).await.unwrap();
+    }
+    // An event that does matter comes after all of them, in the same channel.
+    running.deliver("dual-stack.yaml").await;
+    let last =
+        running.until("the others are written", |report| report.services == 4 && report.dirty == 0).await;
+    assert!(last.syncs - first.syncs <= 2, "spec 8.21, 8.22, 12A 96, 97: {last:?}");
+    let maps = running.stop().await.into_maps();
+    let mut alone = reconciler(Faults::default());
+    for kind in [Kind::Service, Kind::EndpointSlice] {
+        alone.apply_change(Change::Synced(kind));
+    }
+    for manifest in ["nodeport.yaml", "dual-stack.yaml"] {
+        objects(manifest).into_iter().for_each(|object| alone.apply_change(Change::Applied(object)));
+        alone.sync().unwrap();
+    }
+    assert_eq!(maps.writes.len(), alone.maps().writes.len(), "not one write more than each object once");
+}
+
+#[tokio::test]
+async fn an_event_brings_the_next_try_forward() {
+    let hour = Duration::from_secs(3600);
+    let timing =
+        Timing { retry_min: hour, retry_max: hour, min_sync_period: Duration::ZERO, ..Timing::default() };
+    let running = start(reconciler(Faults { percent: 60, seed: 3 }), timing);
+    running.deliver("dual-stack.yaml").await;
+    running.deliver_synced().await;
+    running.until("a try has failed", |report| report.failures > 0).await;
+    let started = Instant::now();
+    loop {
+        // Addresses that come and go are events, too.
+        for addresses in [vec!["192.0.2.10".parse().unwrap()], vec![]] {
+            running.addresses.send(NodeAddresses(addresses.into_iter().collect())).unwrap();
+        }
+        running.deliver("nodeport.yaml").await;
+        let report = running.report().await;
+        if report.synced && report.dirty == 0 {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(20), "spec 8.3: {report:?}");
+        sleep(Duration::from_millis(2)).await;
+    }
+    running.stop().await;
+}
+
+fn from_yaml(text: &str) -> Change {
+    Change::Applied(parse_objects(text).unwrap().remove(0))
+}
+
+#[tokio::test]
+async fn service_cidrs_are_followed_as_they_change() {
+    let running = start(reconciler(Faults::default()), Timing::default());
+    running.deliver_synced().await;
+    running.until("synced", |report| report.synced).await;
+    for (cidrs, expected) in [
+        ("[10.96.0.0/16]", vec!["10.96.0.0/16"]),
+        ("[10.96.0.0/16, 'fd00:96::/112']", vec!["10.96.0.0/16", "fd00:96::/112"]),
+        ("['fd00:96::/112']", vec!["fd00:96::/112"]),
+    ] {
+        let yaml = format!("{{kind: ServiceCIDR, metadata: {{name: kubernetes}}, spec: {{cidrs: {cidrs}}}}}");
+        running.changes.send(from_yaml(&yaml)).await.unwrap();
+        running.until("12A 89, spec 5.12", |report| report.service_cidrs == expected).await;
+    }
+    running.stop().await;
+}
+
+#[tokio::test]
+async fn the_zone_outlives_the_own_node_and_changes_when_it_comes_back() {
+    const SERVICE: &str = "{kind: Service, metadata: {name: s, namespace: default},
+        spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}}";
+    const SLICE: &str = "{kind: EndpointSlice, addressType: IPv4, ports: [{name: '', port: 80}],
+        metadata: {name: s, namespace: default, labels: {kubernetes.io/service-name: s}}, endpoints: [
+        {addresses: [10.0.0.1], hints: {forZones: [{name: east}]}},
+        {addresses: [10.0.0.2], hints: {forZones: [{name: west}]}},
+        {addresses: [10.0.0.3], hints: {forZones: [{name: west}]}}]}";
+    let node = |zone: &str| {
+        from_yaml(&format!(
+            "{{kind: Node, metadata: {{name: node-a, labels: {{topology.kubernetes.io/zone: {zone}}}}}}}"
+        ))
+    };
+    let running =
+        start(reconciler(Faults::default()), Timing { min_sync_period: Duration::ZERO, ..Timing::default() });
+    for change in [from_yaml(SERVICE), from_yaml(SLICE)] {
+        running.changes.send(change).await.unwrap();
+    }
+    running.deliver_synced().await;
+    let chosen = async |expected: usize, why: &str| {
+        let started = Instant::now();
+        loop {
+            let (reply, answer) = oneshot::channel();
+            running.queries.send(Query::ServicePorts(reply)).await.unwrap();
+            let ports = answer.await.unwrap();
+            let found =
+                ports.first().and_then(|port| port.frontends.first()).map(|frontend| frontend.internal);
+            if found == Some(expected) {
+                return;
+            }
+            assert!(started.elapsed() < Duration::from_secs(20), "{why}: {found:?}");
+            sleep(Duration::from_millis(2)).await;
+        }
+    };
+    chosen(3, "spec 9.7: without a zone hints mean nothing").await;
+    running.changes.send(node("east")).await.unwrap();
+    chosen(1, "spec 9.6: the label comes late (12A 37)").await;
+    let id = ObjectRef { kind: Kind::Node, namespace: String::new(), name: "node-a".to_owned() };
+    let before = running.report().await.syncs;
+    running.changes.send(Change::Deleted(id)).await.unwrap();
+    assert_eq!(running.report().await.syncs, before, "spec 9.6, 9.10: a deleted Node is no event here");
+    chosen(1, "the old zone stays").await;
+    running.changes.send(node("west")).await.unwrap();
+    chosen(2, "the Node is back, elsewhere").await;
     running.stop().await;
 }

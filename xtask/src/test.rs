@@ -40,13 +40,14 @@ const KERNEL: [&str; 10] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 12] = [
+const E2E: [&str; 13] = [
     "benchmarks",
     "cli",
     "demo",
     "end_to_end",
     "life_cycle",
     "netns",
+    "node_state",
     "observability",
     "policies",
     "sockets",

@@ -3,9 +3,9 @@
 //! What must stay true: it changes nothing on the node, and fails exactly if `run` would.
 
 use std::{
+    borrow::Cow,
     fs,
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::Context as _;
@@ -19,6 +19,7 @@ use crate::{
         kernel::{self, Capabilities, Capability, Release},
         pins,
     },
+    foreign::{self, Foreign},
     kube_proxy,
 };
 
@@ -51,19 +52,19 @@ enum Level {
 struct Finding {
     level: Level,
     what: String,
-    remedy: &'static str,
+    remedy: Cow<'static, str>,
 }
 
 fn ok(what: impl Into<String>) -> Finding {
-    Finding { level: Level::Ok, what: what.into(), remedy: "" }
+    Finding { level: Level::Ok, what: what.into(), remedy: Cow::Borrowed("") }
 }
 
-fn warn(what: impl Into<String>, remedy: &'static str) -> Finding {
-    Finding { level: Level::Warn, what: what.into(), remedy }
+fn warn(what: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Finding {
+    Finding { level: Level::Warn, what: what.into(), remedy: remedy.into() }
 }
 
-fn fail(what: impl Into<String>, remedy: &'static str) -> Finding {
-    Finding { level: Level::Fail, what: what.into(), remedy }
+fn fail(what: impl Into<String>, remedy: impl Into<Cow<'static, str>>) -> Finding {
+    Finding { level: Level::Fail, what: what.into(), remedy: remedy.into() }
 }
 
 /// Prints every finding; an error if one is a failure.
@@ -265,29 +266,13 @@ fn ports(text: &str) -> Option<(u16, u16)> {
 }
 
 fn kube_proxy_findings() -> Vec<Finding> {
-    const REMEDY: &str = "stop kube-proxy and run `kube-proxy --cleanup` on this node";
-    let mut found = Vec::new();
-    for program in ["iptables-save", "ip6tables-save"] {
-        if output_of(program, &[]).is_some_and(|rules| rules.contains(":KUBE-SERVICES")) {
-            found.push(warn(format!("kube-proxy's chains in {program}"), REMEDY));
-        }
+    let Foreign { found, unchecked } = foreign::scan();
+    if found.is_empty() && unchecked.is_empty() {
+        return vec![ok("no rules of kube-proxy")];
     }
-    if output_of("nft", &["list", "tables"]).is_some_and(|tables| tables.contains("kube-proxy")) {
-        found.push(warn("kube-proxy's nftables tables", REMEDY));
-    }
-    // The file has three lines of heading.
-    if fs::read_to_string("/proc/net/ip_vs").is_ok_and(|table| table.lines().count() > 3) {
-        found.push(warn("IPVS services", REMEDY));
-    }
-    if found.is_empty() {
-        found.push(ok("no rules of kube-proxy found"));
-    }
-    found
-}
-
-fn output_of(program: &str, arguments: &[&str]) -> Option<String> {
-    let output = Command::new(program).args(arguments).output().ok()?;
-    Some(String::from_utf8_lossy(&output.stdout).into_owned())
+    let found = found.into_iter().map(|finding| warn(finding.what, finding.remedy));
+    let remedy = "rules of kube-proxy were not looked for there; run lb-agent where the tool is, in the node's network";
+    found.chain(unchecked.into_iter().map(|what| warn(what, remedy))).collect()
 }
 
 fn read_trimmed(path: &str) -> Option<String> {

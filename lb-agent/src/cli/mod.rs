@@ -16,6 +16,7 @@ mod backends;
 mod check;
 mod cleanup;
 mod connections;
+mod crash;
 mod dump;
 mod events;
 mod node_args;
@@ -69,8 +70,8 @@ enum Command {
     Status(ListArgs),
     /// Say what this kernel, this node and these privileges allow, and what to do about the rest.
     Check(check::CheckArgs),
-    /// Detach every program and remove every pin; service connections of the node end.
-    Cleanup(Dirs),
+    /// Detach every program and remove every pin; service connections of the node end. Or remove kube-proxy's rules.
+    Cleanup(cleanup::CleanupArgs),
     /// Print verdicts as they are made.
     Events(events::EventsArgs),
 }
@@ -146,7 +147,7 @@ fn execute(parsed: settings::Parsed) -> anyhow::Result<()> {
         Command::Dump(dirs) => dump::dump(&dirs),
         Command::Status(args) => runtime.block_on(status::show(&args)),
         Command::Check(args) => check::check(&args),
-        Command::Cleanup(dirs) => runtime.block_on(cleanup::cleanup(&dirs)),
+        Command::Cleanup(args) => runtime.block_on(cleanup::cleanup(&args)),
         Command::Events(args) => runtime.block_on(events::follow(&args)),
     }
 }

@@ -30,7 +30,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use super::{Dirs, events, node_args::NodeArgs, servers};
+use super::{Dirs, crash, events, node_args::NodeArgs, servers};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, PortRange, Source},
@@ -46,6 +46,7 @@ use crate::{
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
+    foreign::{self, Foreign},
     health::proxy::Health,
     kube_proxy::GoDuration,
     maps::bpf::BpfMaps,
@@ -333,6 +334,7 @@ pub(super) async fn run(args: RunArgs, notes: &[String]) -> anyhow::Result<()> {
     if init_only {
         return Ok(());
     }
+    crash::end_on_panic();
     let stop = CancellationToken::new();
     stop_on_signals(&stop)?;
     let result = Agent::start(&config, &stop).await?.finish(&config, &stop).await;
@@ -410,7 +412,7 @@ impl Agent {
         let addresses = node_addresses.clone();
         let inputs = Inputs { changes: inbox, node_addresses, queries: asked, shutdown: stop.clone() };
         let (sockets_report, sockets) = watch::channel(SocketsReport::default());
-        let admin = admin(config, source, (attacher, sockets), queries);
+        let admin = admin(config, source, (attacher, sockets), (queries, foreign::follow(stop.clone())));
         servers::start(
             config,
             &servers::Parts { admin: &admin, metrics: &metrics, outputs: &outputs, addresses, events },
@@ -459,14 +461,14 @@ fn admin(
     config: &Config,
     source: Option<watch::Receiver<SourceStatus>>,
     (attacher, sockets): (Arc<Mutex<Attacher>>, watch::Receiver<SocketsReport>),
-    queries: mpsc::Sender<Query>,
+    (queries, foreign): (mpsc::Sender<Query>, watch::Receiver<Foreign>),
 ) -> Admin {
     let manifests = match &config.source {
         Source::Manifests(dir) => dir.display().to_string(),
         Source::Kubernetes { .. } => String::new(),
     };
     let cgroup = config.socket_lb.then(|| config.cgroup.display().to_string());
-    Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries, sockets }
+    Admin { node: config.node_name.clone(), manifests, source, cgroup, attacher, queries, sockets, foreign }
 }
 
 /// What others follow of the reconcile loop.

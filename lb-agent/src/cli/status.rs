@@ -64,6 +64,10 @@ fn show_sync(status: &StatusReport) {
     println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
     println!("sockets   {}", sockets(&status.sockets));
     println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
+    for finding in &status.foreign.found {
+        println!("foreign   {}: {}", finding.what, finding.remedy);
+    }
+    status.foreign.unchecked.iter().for_each(|what| println!("foreign   not looked at: {what}"));
     let errors = status.errors.iter().chain(&sync.last_error);
     let errors = errors.chain(&status.source.last_error).chain(&status.sockets.last_error);
     errors.for_each(|error| println!("error     {error}"));

@@ -72,6 +72,8 @@ struct Blocked {
     former_members: BTreeSet<ServicePortId>,
     /// Backends that are still members somewhere.
     in_use: BTreeSet<BackendId>,
+    /// A service CIDR was not written to its new place: no old place goes.
+    service_cidrs: bool,
 }
 
 impl Blocked {
@@ -96,6 +98,7 @@ impl Blocked {
             }
             FamilyWrite::SourceRange(key, None) => self.restricted.contains(&key.data.service_port),
             FamilyWrite::Backend(id, None) => self.in_use.contains(id),
+            FamilyWrite::ServiceCidr(_, None) => self.service_cidrs,
             _ => false,
         }
     }
@@ -124,6 +127,7 @@ impl Blocked {
         match write {
             FamilyWrite::Backend(id, Some(_)) => drop(self.backends.insert(*id)),
             FamilyWrite::SourceRange(key, Some(_)) => drop(self.service_ports.insert(key.data.service_port)),
+            FamilyWrite::ServiceCidr(_, Some(_)) => self.service_cidrs = true,
             FamilyWrite::Frontend(key, value) => {
                 // A frontend that does not exist yet holds on to nothing.
                 let Some(former) = F::of(have).frontends.get(key) else { return };
