@@ -21,7 +21,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 /// Clients of one listener at a time; further ones wait in the kernel's queue.
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MAX: usize = 256;
 /// From the connection, or the last answer, to the end of the next request's headers.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a failure to accept, which is a lack of descriptors or memory.

@@ -4,14 +4,27 @@
 
 use std::fs;
 
-use aya::maps::{Array, Map, MapData};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key};
 use lb_agent::{
+    desired::census::ServicePort,
+    inspect,
     maps::{Maps, bpf::BpfMaps},
-    model::node::NodeAddresses,
+    metrics::{snapshot::ControlSnapshot, traffic::Traffic},
+    model::{
+        node::NodeAddresses,
+        service::{PortName, ServiceName},
+    },
     reconcile::{ReconcileConfig, Reconciler},
     source::{Change, Kind, ObjectRef},
 };
-use lb_common::{family::Be16, port_set};
+use lb_common::{
+    counters::TrafficCounter,
+    family::{Addr4, Address as _, Be16, Protocol, V4},
+    frontend::{FrontendKey, FrontendValue},
+    id::ServicePortId,
+    maps, port_set,
+    source_range::{SourceRangeData, SourceRangeValue},
+};
 use lb_tests::{
     pinned_maps::PinnedMaps,
     script::{parse_objects, testdata},
@@ -161,4 +174,67 @@ fn what_somebody_else_changed_is_found_and_repaired() {
 fn a_directory_without_maps_is_named() {
     let error = BpfMaps::open("/sys/fs/bpf/lb-tests-nowhere".as_ref()).err().unwrap().to_string();
     assert!(error.starts_with("open map FRONTENDS4 at /sys/fs/bpf/lb-tests-nowhere/FRONTENDS4: "), "{error}");
+}
+
+fn service_port(id: u32) -> ServicePort {
+    let service = ServiceName { namespace: "default".into(), name: format!("s{id}").into() };
+    let port = PortName { name: "".into(), protocol: Protocol::TCP };
+    ServicePort { id: ServicePortId(id), service, port }
+}
+
+/// As many as there can be, so that batches end at every kind of place.
+#[test]
+fn counters_of_every_service_port_are_the_sum_over_the_cpus() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let data = MapData::from_pin(pins.dir().join(maps::SERVICE_COUNTERS)).unwrap();
+    let mut counters: PerCpuArray<_, TrafficCounter> = PerCpuArray::try_from(Map::PerCpuArray(data)).unwrap();
+    let cpus = aya::util::nr_cpus().unwrap();
+    let last = counters.len() - 1;
+    let ids = || (1..=last).filter(|id| id % 100 != 50);
+    for id in ids() {
+        let of = |cpu: usize| TrafficCounter {
+            connections: u64::from(id),
+            packets: cpu as u64,
+            bytes: 1,
+            refused: 0,
+        };
+        let values = PerCpuValues::try_from((0..cpus).map(of).collect::<Vec<_>>()).unwrap();
+        counters.set(id, values, 0).unwrap();
+    }
+    let known =
+        ControlSnapshot { service_ports: ids().map(service_port).collect(), ..ControlSnapshot::default() };
+    let traffic = Traffic::read(pins.dir(), known).unwrap();
+    assert!(traffic.service_ports.iter().map(|(port, _)| port.id.0).eq(ids()));
+    let packets = (0..cpus as u64).sum::<u64>();
+    for (port, counter) in traffic.service_ports {
+        let connections = u64::from(port.id.0) * cpus as u64;
+        assert_eq!(
+            counter,
+            TrafficCounter { connections, packets, bytes: cpus as u64, refused: 0 },
+            "{port:?}"
+        );
+    }
+}
+
+#[test]
+fn the_fill_of_a_map_is_counted_over_many_batches() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let data = |name: &str| MapData::from_pin(pins.dir().join(name)).unwrap();
+    let mut frontends: HashMap<_, FrontendKey<V4>, FrontendValue> =
+        HashMap::try_from(Map::HashMap(data("FRONTENDS4"))).unwrap();
+    let mut ranges: LpmTrie<_, SourceRangeData<V4>, SourceRangeValue> =
+        LpmTrie::try_from(Map::LpmTrie(data("SOURCE_RANGES4"))).unwrap();
+    for number in 0..10_000_u32 {
+        let addr = Addr4::from_ip(std::net::Ipv4Addr::from(number).into()).unwrap();
+        let key = FrontendKey::new(addr, Be16::new(80), Protocol::TCP);
+        frontends.insert(key, FrontendValue::default(), 0).unwrap();
+        let range = SourceRangeData { service_port: ServicePortId(1), addr };
+        ranges.insert(&Key::new(64, range), SourceRangeValue::default(), 0).unwrap();
+    }
+    let fill = inspect::map_fill(pins.dir()).unwrap();
+    let entries = |name: &str| fill.iter().find(|map| map.name == name).unwrap().entries;
+    assert_eq!(
+        (entries("FRONTENDS4"), entries("SOURCE_RANGES4"), entries("FRONTENDS6")),
+        (10_000, 10_000, 0)
+    );
 }

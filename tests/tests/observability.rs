@@ -8,17 +8,23 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use k8s_openapi::{
+    api::core::v1::{Node, Service},
+    jiff::{SignedDuration, Timestamp},
+};
 use lb_agent::{
     datapath::pins::Pins,
     maps::{FamilyWrite, Maps as _, Write, bpf::BpfMaps},
 };
 use lb_tests::{
+    api_server::{ApiServer, Cluster as Objects},
     cluster::{At, Cluster, NODES, PodSpec},
+    netns::Namespace,
     probe::{ClientError, Target},
     process::eventually,
 };
 use serde_json::Value;
+use tokio::runtime::Runtime;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// `curl`: could not connect.
@@ -258,6 +264,69 @@ fn the_health_port_says_whether_the_node_may_be_sent_traffic() -> Result<()> {
     eventually("has the agent ended for want of its port", PATIENCE, || {
         Ok(agent.log_tail().contains("lb-agent: --metrics-bind-address 127.0.0.1:10249: "))
     })
+}
+
+/// An API server inside a namespace, with the runtime it lives in.
+fn api_server(namespace: &Namespace, objects: &Objects) -> Result<(Runtime, ApiServer)> {
+    namespace.run(|| {
+        // Its thread is started by this one and so lives in the namespace too.
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
+        let server = runtime.block_on(ApiServer::start(objects))?;
+        Ok((runtime, server))
+    })?
+}
+
+fn until_event(server: &ApiServer, reason: &str, kind: &str, name: &str) -> Result<()> {
+    eventually(&format!("is there an event {reason} of {kind} {name}"), PATIENCE, || {
+        let is_it = |event: &Value| {
+            let regarding = &event["regarding"];
+            event["reason"] == reason && regarding["kind"] == kind && regarding["name"] == name
+        };
+        Ok(server.events().iter().any(is_it))
+    })
+}
+
+/// Spec 6.9, 6.23, 6.27, 9.10, 9.16, 12A 84, 86 and 87.
+#[test]
+fn a_node_of_a_cluster_needs_its_node_object_and_tells_its_events() -> Result<()> {
+    let mut cluster = Cluster::start()?;
+    cluster.prepare_agents()?;
+    let host = At::host("node-a");
+    let namespace = cluster.place(&host)?.namespace.clone();
+    let objects = Objects::new();
+    objects.apply::<Service>(&serde_yaml_ng::from_str(&service("Local"))?);
+    let (_runtime, server) = api_server(&namespace, &objects)?;
+    let dir = tempfile::TempDir::new()?;
+    let kubeconfig = server.write_kubeconfig(dir.path())?;
+    let taken = namespace.run(|| TcpListener::bind("0.0.0.0:32100"))??;
+    cluster.agent("node-a")?.set_kubeconfig(&kubeconfig);
+    cluster.agent("node-a")?.start()?;
+
+    let (healthz, livez) = ("http://localhost:10256/healthz", "http://localhost:10256/livez");
+    until_code(&cluster, &host, livez, 200)?;
+    eventually("is it ready but for its Node object", PATIENCE.saturating_mul(2), || {
+        let answer = get(&cluster, &host, healthz)?;
+        ensure!(answer.code == 503, "without a Node object: {answer:?}");
+        Ok(answer.body.contains("\"nodeEligible\":false,\"healthy\":true"))
+    })?;
+    until_event(&server, "Starting", "Node", "node-a")?;
+    until_event(&server, "FailedToStartServiceHealthcheck", "Service", "web")?;
+    drop(taken);
+    until_code(&cluster, &host, "http://127.0.0.1:32100/", 503)?;
+
+    let node = |name: &str| serde_yaml_ng::from_str::<Node>(&format!("metadata: {{name: {name}}}"));
+    objects.apply::<Node>(&node("node-a")?);
+    until_code(&cluster, &host, healthz, 200)?;
+    objects.delete::<Node>("", "node-a");
+    until_code(&cluster, &host, healthz, 503)?;
+    until_code(&cluster, &host, livez, 200)?;
+
+    let agent = cluster.agent("node-a")?;
+    agent.stop()?;
+    let _taken = namespace.run(|| TcpListener::bind("127.0.0.1:10249"))??;
+    agent.set_extra_args(&["--bind-address-hard-fail"]);
+    agent.start()?;
+    until_event(&server, "FailedToStartMetricServer", "Node", "node-a")
 }
 
 type Samples = BTreeMap<String, f64>;

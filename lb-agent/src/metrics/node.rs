@@ -11,6 +11,8 @@ use crate::{
     source::kubernetes::SourceStatus,
 };
 
+const NO_LABELS: [(&str, &str); 0] = [];
+
 /// What was read.
 #[derive(Debug, Default)]
 pub struct Node {
@@ -20,6 +22,8 @@ pub struct Node {
     pub failures: usize,
     /// Of the API server.
     pub source: Option<SourceStatus>,
+    /// Sockets destroyed because their backend had left.
+    pub sockets_destroyed: u64,
     /// How full the maps are.
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
@@ -48,6 +52,9 @@ impl Collector for Node {
         encode_counters(encoder, ("lb_verdict_packets", "Packets and socket calls by verdict"), packets)?;
         let bytes = self.verdicts.iter().map(|row| (label(row), row.bytes));
         encode_counters(encoder, ("lb_verdict_bytes", "Bytes of these packets"), bytes)?;
+        let help = "Sockets destroyed because the backend they were given no longer serves what they dialled";
+        let destroyed = std::iter::once((NO_LABELS, self.sockets_destroyed));
+        encode_counters(encoder, ("lb_sockets_destroyed", help), destroyed)?;
         let label = |map: &MapFill| [("map", map.name.clone())];
         let entries = self.maps.iter().map(|map| (label(map), map.entries));
         encode_gauges(encoder, ("lb_map_entries", "Entries in a map"), entries)?;

@@ -165,7 +165,8 @@ impl Server {
         let attacher = self.admin.attacher.lock().await;
         let source = self.admin.source.as_ref().map(|status| status.borrow().clone());
         let (attachments, failures) = (attacher.attachments().cloned().collect(), attacher.failures().len());
-        let node = Node { attachments, failures, source, ..Node::default() };
+        let sockets_destroyed = self.admin.sockets.borrow().destroyed;
+        let node = Node { attachments, failures, source, sockets_destroyed, ..Node::default() };
         (node, attacher.datapath().pins.dir().to_owned())
     }
 }

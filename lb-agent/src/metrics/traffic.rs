@@ -17,8 +17,10 @@ const GAP_MAX: u32 = 16;
 /// Counters by what they count.
 #[derive(Debug, Default)]
 pub struct Traffic {
-    service_ports: Vec<(ServicePort, TrafficCounter)>,
-    backends: Vec<(BackendAddress, TrafficCounter)>,
+    /// Of service ports.
+    pub service_ports: Vec<(ServicePort, TrafficCounter)>,
+    /// Of backends.
+    pub backends: Vec<(BackendAddress, TrafficCounter)>,
 }
 
 impl Traffic {
