@@ -451,6 +451,10 @@ macro_rules! cases {
                 let (mut node, _) = serve(&[local()]);
                 let mut packet = tcp(CLIENT, VIP, SYN).bytes();
                 packet.truncate(packet.len() - 6);
+                // IPv4: total length; IPv6: payload length.
+                let (field, counted_from) = if F::BITS == 32 { (16, 14) } else { (18, 54) };
+                let len = u16::try_from(packet.len() - counted_from).unwrap();
+                packet[field..field + 2].copy_from_slice(&len.to_be_bytes());
                 assert_eq!(node.run(Hook::FromNetwork, &packet).code, SHOT);
                 assert_eq!(node.verdicts(), verdicts(&[(Verdict::RewriteFailed, &[&packet])]));
             }
