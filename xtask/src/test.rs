@@ -40,7 +40,7 @@ const KERNEL: [&str; 10] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 13] = [
+const E2E: [&str; 14] = [
     "benchmarks",
     "cli",
     "demo",
@@ -54,6 +54,7 @@ const E2E: [&str; 13] = [
     "story",
     "title_paths",
     "titles",
+    "xdp_end_to_end",
 ];
 
 /// Outcome of a number of tests.
