@@ -96,12 +96,17 @@ pub struct Target {
     pub from: Option<SocketAddr>,
     /// Patience for each step (connect, each read), milliseconds.
     pub timeout_ms: u64,
+    /// Payload bytes of a datagram, at most [`DATAGRAM_MAX`]; the answer has at least as many.
+    pub datagram_len: usize,
 }
+
+/// Room for a datagram, in bytes.
+pub const DATAGRAM_MAX: usize = 2048;
 
 impl Target {
     /// With the kernel's choice of source and two seconds of patience.
     pub fn new(transport: Transport, to: SocketAddr) -> Self {
-        Self { transport, to, from: None, timeout_ms: 2000 }
+        Self { transport, to, from: None, timeout_ms: 2000, datagram_len: 16 }
     }
 
     /// HTTP to `to`, as in `10.96.0.10:80` or `[fd00::1]:80`.
@@ -118,6 +123,12 @@ impl Target {
     #[must_use]
     pub fn from(self, from: SocketAddr) -> Self {
         Self { from: Some(from), ..self }
+    }
+
+    /// With datagrams of this many bytes.
+    #[must_use]
+    pub fn sized(self, datagram_len: usize) -> Self {
+        Self { datagram_len, ..self }
     }
 
     /// With this much patience.

@@ -354,6 +354,23 @@ fn bulk_data_arrives_whole() -> Result<()> {
     Ok(())
 }
 
+/// Spec 11.4, 12A 49: 2000 bytes are two fragments each way, translated by socket (the node) and by packet.
+#[test]
+fn large_datagrams_arrive_whole() -> Result<()> {
+    for arguments in [[].as_slice(), &["--socket-lb", "false"]] {
+        let cluster = cluster_with(arguments)?;
+        for to in ["192.0.2.11:31053", "[2001:db8:2::11]:31053"] {
+            everyone_answers(&cluster, &At::Client, Target::udp(to)?.sized(2000), &["a1", "b1"])?;
+        }
+        for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
+            for from in [At::pod("a2"), At::pod("b1"), At::host("node-a")] {
+                everyone_answers(&cluster, &from, Target::udp(to)?.sized(2000), &["a1", "b1"])?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Stopping, killing and restarting the agent under load loses no request and breaks no connection (DESIGN 7).
 #[test]
 fn the_agent_may_die_at_any_time() -> Result<()> {

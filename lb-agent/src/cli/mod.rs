@@ -140,7 +140,13 @@ fn execute(parsed: settings::Parsed) -> anyhow::Result<()> {
         .build()
         .context("start the runtime")?;
     match command {
-        Command::Run(args) => runtime.block_on(run::run(*args, &notes)),
+        Command::Run(args) => {
+            let result = runtime.block_on(run::run(*args, &notes));
+            // A runtime that shuts down makes a task panic that sets a timer just then, and a panic aborts
+            // (`crash`). The end of the process ends its tasks as well, which may be cut off anywhere: a kill does so too.
+            std::mem::forget(runtime);
+            result
+        }
         Command::Services(args) => runtime.block_on(services::list(&args)),
         Command::Backends(args) => runtime.block_on(backends::list(&args)),
         Command::Connections(args) => connections::list(&args),

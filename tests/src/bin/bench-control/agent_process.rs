@@ -27,7 +27,7 @@ use lb_tests::{
 use crate::{
     feed::{Feed, Objects},
     milliseconds,
-    objects::{Move, Scale, frontend_key},
+    objects::{Move, NODE, Scale, frontend_key},
     row,
 };
 
@@ -127,7 +127,7 @@ impl Node {
         namespace.ip(&["link set lo up".to_owned()])?;
         let objects = case.feed.start(case.scale, &namespace, &dir)?;
         let place = Place { namespace, cgroup: cgroup.child("agent")? };
-        let mut agent = Agent::new("node-0", place, cgroup, &prefix, &dir.join("manifests"))?;
+        let mut agent = Agent::new(NODE, place, cgroup, &prefix, &dir.join("manifests"))?;
         if let Some(kubeconfig) = objects.kubeconfig() {
             agent.set_kubeconfig(kubeconfig);
         }

@@ -8,13 +8,14 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
+use k8s_openapi::{api::core::v1::Node, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use lb_tests::{
     api_server::{ApiServer, Cluster},
     netns::Namespace,
 };
 use tokio::runtime::Runtime;
 
-use crate::objects::{Move, Scale, service, slice};
+use crate::objects::{Move, NODE, Scale, service, slice};
 
 /// A source of objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +118,9 @@ struct Served {
 impl Served {
     fn start(scale: Scale, namespace: &Namespace, dir: &Path) -> Result<Self> {
         let cluster = Cluster::new();
+        // Without its Node object an agent is not ready.
+        let metadata = ObjectMeta { name: Some(NODE.to_owned()), ..ObjectMeta::default() };
+        cluster.apply(&Node { metadata, ..Node::default() });
         for index in 0..scale.services {
             cluster.apply(&service(index));
             cluster.apply(&slice(index, scale, None));

@@ -17,7 +17,7 @@ use lb_tests::{
 
 use crate::{
     milliseconds,
-    objects::{Move, Scale, service, slice},
+    objects::{Move, NODE, Scale, service, slice},
     row,
 };
 
@@ -31,7 +31,7 @@ pub(crate) fn measure(scale: Scale, has_targets: bool) -> Result<Vec<Row>> {
         let target = if has_targets { Target::AtMost(limit) } else { Target::NotSet };
         rows.push(row(format!("{what}, {scale}, control plane alone"), "ms", samples, target));
     };
-    let config = ReconcileConfig { node_name: "node-0".to_owned(), ..ReconcileConfig::default() };
+    let config = ReconcileConfig { node_name: NODE.to_owned(), ..ReconcileConfig::default() };
     let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir())?, config.clone())?;
     add("first sync", vec![first_sync(&mut reconciler, scale)?], 2000.0);
     let changes = (1..=CHANGES).map(|round| one_change(&mut reconciler, scale, Move::nth(round, scale)));

@@ -12,6 +12,9 @@ use lb_common::{
     frontend::FrontendKey,
 };
 
+/// The node of the measured agent.
+pub(crate) const NODE: &str = "node-0";
+
 /// How many there are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Scale {

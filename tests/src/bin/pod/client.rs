@@ -13,7 +13,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result};
-use lb_tests::probe::{Answer, ClientError, Outcome, Reply, Request, Response, Tally, Target, Transport};
+use lb_tests::probe::{
+    Answer, ClientError, DATAGRAM_MAX, Outcome, Reply, Request, Response, Tally, Target, Transport,
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 /// Answers requests until stdin closes.
@@ -50,7 +52,7 @@ impl Client {
                 None => Err(ClientError::Other(format!("no conversation {id}"))),
             },
             Request::Redial(id, to) => match self.open.get(&id) {
-                Some(Conversation::UdpConnected(socket)) => {
+                Some(Conversation::UdpConnected(socket, _)) => {
                     Ok(socket.connect(to).map(|()| Response::Done)?)
                 }
                 _ => Err(ClientError::Other(format!("no UDP socket {id}"))),
@@ -112,14 +114,18 @@ fn ask_until(stop: &AtomicBool, target: Target) -> Tally {
 /// A socket towards a target.
 enum Conversation {
     Http(BufReader<TcpStream>),
-    UdpConnected(UdpSocket),
-    UdpUnconnected(UdpSocket, SocketAddr),
+    UdpConnected(UdpSocket, Question),
+    UdpUnconnected(UdpSocket, SocketAddr, Question),
 }
+
+/// What a datagram asks: its length counts.
+type Question = Box<[u8]>;
 
 impl Conversation {
     fn open(target: Target) -> Outcome<Self> {
         let socket = bound_socket(target)?;
         let timeout = Duration::from_millis(target.timeout_ms);
+        let question = vec![b'?'; target.datagram_len].into();
         Ok(match target.transport {
             Transport::Http => {
                 socket.connect_timeout(&target.to.into(), timeout)?;
@@ -131,33 +137,34 @@ impl Conversation {
             Transport::UdpConnected => {
                 socket.connect(&target.to.into())?;
                 socket.set_read_timeout(Some(timeout))?;
-                Self::UdpConnected(socket.into())
+                Self::UdpConnected(socket.into(), question)
             }
             Transport::UdpUnconnected => {
                 socket.set_read_timeout(Some(timeout))?;
-                Self::UdpUnconnected(socket.into(), target.to)
+                Self::UdpUnconnected(socket.into(), target.to, question)
             }
         })
     }
 
     fn ask(&mut self) -> Outcome<Reply> {
-        let mut buffer = [0; 2048];
+        let mut buffer = [0; DATAGRAM_MAX];
         match self {
             Self::Http(stream) => {
                 let answer = parse(&http_get(stream, "/")?)?;
                 let stream = stream.get_ref();
                 Ok(Reply { answer, peer: stream.peer_addr()?, own: stream.local_addr()? })
             }
-            Self::UdpConnected(socket) => {
-                socket.send(b"who are you?")?;
+            Self::UdpConnected(socket, question) => {
+                socket.send(question)?;
                 let length = socket.recv(&mut buffer)?;
-                let answer = parse(&buffer[..length])?;
+                let answer = parse_datagram(&buffer[..length], question)?;
                 Ok(Reply { answer, peer: socket.peer_addr()?, own: socket.local_addr()? })
             }
-            Self::UdpUnconnected(socket, to) => {
-                socket.send_to(b"who are you?", *to)?;
+            Self::UdpUnconnected(socket, to, question) => {
+                socket.send_to(question, *to)?;
                 let (length, peer) = socket.recv_from(&mut buffer)?;
-                Ok(Reply { answer: parse(&buffer[..length])?, peer, own: socket.local_addr()? })
+                let answer = parse_datagram(&buffer[..length], question)?;
+                Ok(Reply { answer, peer, own: socket.local_addr()? })
             }
         }
     }
@@ -174,6 +181,13 @@ fn bound_socket(target: Target) -> io::Result<Socket> {
         socket.bind(&from.into())?;
     }
     Ok(socket)
+}
+
+fn parse_datagram(body: &[u8], question: &Question) -> Outcome<Answer> {
+    if body.len() < question.len() {
+        return Err(ClientError::Other(format!("{} bytes for {}", body.len(), question.len())));
+    }
+    parse(body)
 }
 
 fn parse(body: &[u8]) -> Outcome<Answer> {

@@ -13,7 +13,7 @@ use axum::{
     serve::IncomingStream,
 };
 use futures::stream;
-use lb_tests::probe::Answer;
+use lb_tests::probe::{Answer, DATAGRAM_MAX};
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, UdpSocket},
@@ -120,15 +120,17 @@ async fn slow(Query(pace): Query<Pace>) -> Body {
 
 async fn serve_udp(name: String, socket: UdpSocket, mut stopped: watch::Receiver<bool>) -> Result<()> {
     let server = socket.local_addr()?;
-    let mut buffer = [0; 2048];
+    let mut buffer = [0; DATAGRAM_MAX];
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
             _ = stopped.changed() => return Ok(()),
         };
         // An error is the ICMP answer to a reply whose client has gone.
-        if let Ok((_, client)) = received {
-            let answer = serde_json::to_vec(&Answer { pod: name.clone(), client, server })?;
+        if let Ok((len, client)) = received {
+            let mut answer = serde_json::to_vec(&Answer { pod: name.clone(), client, server })?;
+            // White space ends JSON as well as nothing does.
+            answer.resize(answer.len().max(len), b' ');
             drop(socket.send_to(&answer, client).await);
         }
     }
