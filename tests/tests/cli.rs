@@ -121,24 +121,27 @@ fn every_command_teaches() -> Result<()> {
 /// Spec 10: what becomes of each field of kube-proxy's file, and a failure where one is refused.
 #[test]
 fn check_tells_what_becomes_of_kube_proxys_file() -> Result<()> {
-    let check = |file: &std::path::Path, more: &[&str]| -> Result<(bool, String)> {
+    let check = |file: &std::path::Path, more: &[&str]| -> Result<(bool, String, String)> {
         let mut command = Command::new(program("lb-agent")?);
         let output = command.arg("check").arg("--kube-proxy-config").arg(file).args(more).output()?;
-        Ok((output.status.success(), String::from_utf8(output.stdout)? + &String::from_utf8(output.stderr)?))
+        Ok((output.status.success(), String::from_utf8(output.stdout)?, String::from_utf8(output.stderr)?))
     };
     let kubeadm = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("testdata/kube-proxy/kubeadm.yaml");
-    let (_, table) = check(&kubeadm, &[])?;
-    for word in ["conntrack.maxPerCore", "--conntrack-max-per-core", "kept", "clusterCIDR", "ignored"] {
+    let (passed, table, _) = check(&kubeadm, &[])?;
+    ensure!(passed, "{table}");
+    for word in ["clientConnection.kubeconfig", "--kubeconfig", "kept", "portRange", "ignored", "differs"] {
         ensure!(table.contains(word), "{word:?} in\n{table}");
     }
-    let (_, text) = check(&kubeadm, &["-o", "json"])?;
-    let (report, _) = text.rsplit_once(['}', ']']).context("JSON")?;
-    ensure!(report.contains("\"conntrack.maxPerCore\""), "{text}");
+    let (_, text, _) = check(&kubeadm, &["-o", "json"])?;
+    let report: Value = serde_json::from_str(&text)?;
+    let rows = report["rows"].as_array().context("rows")?;
+    let row = rows.iter().find(|row| row["field"] == "clientConnection.kubeconfig").context("its row")?;
+    ensure!(row["outcome"] == "kept", "{row}");
     let refused = tempfile::NamedTempFile::new()?;
     let bad =
         "apiVersion: kubeproxy.config.k8s.io/v1alpha1\nkind: KubeProxyConfiguration\noomScoreAdj: 5000\n";
     std::fs::write(refused.path(), bad)?;
-    let (passed, text) = check(refused.path(), &[])?;
-    ensure!(!passed && text.contains("oomScoreAdj"), "{text}");
+    let (passed, table, error) = check(refused.path(), &[])?;
+    ensure!(!passed && (table + &error).contains("oomScoreAdj"), "{error}");
     Ok(())
 }
