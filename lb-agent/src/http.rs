@@ -1,7 +1,7 @@
 //! An HTTP/1.1 server on a TCP port that anybody on the network may reach: health checks and metrics.
 //!
-//! What must stay true: a client costs a bounded amount. A listener serves [`CONNECTIONS_MAX`] at a time, and one that
-//! does not finish its request headers within [`HEADERS_TIMEOUT`] is cut off. That, and that a port is free the moment
+//! What must stay true: a client costs a bounded amount. A listener serves `CONNECTIONS_MAX` at a time, and one that
+//! does not finish its request headers within `HEADERS_TIMEOUT` is cut off. That, and that a port is free the moment
 //! [`serve`] returns, is why this is hyper's connection in a loop of ours: `axum::serve` knows neither.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};

@@ -164,7 +164,7 @@ pub fn floor_parse(context: XdpContext) -> u32 {
 pub fn floor_hash(context: XdpContext) -> u32 {
     let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
     // SAFETY: the value is read at once.
-    match unsafe { FLOOR_HASH.get(&key) } {
+    match unsafe { FLOOR_HASH.get(key) } {
         Some(value) if value[0] != 1 => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
@@ -175,7 +175,7 @@ pub fn floor_hash(context: XdpContext) -> u32 {
 pub fn floor_lru(context: XdpContext) -> u32 {
     let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
     // SAFETY: the value is read at once.
-    match unsafe { FLOOR_LRU.get(&key) } {
+    match unsafe { FLOOR_LRU.get(key) } {
         Some(value) if value[0] != 1 => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
@@ -187,7 +187,7 @@ pub fn floor_insert_two(context: XdpContext) -> u32 {
     let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
     let value = [0u64; 8];
     for key in [[addresses, ports], [ports, addresses]] {
-        if FLOOR_LRU.insert(&key, &value, 0).is_err() {
+        if FLOOR_LRU.insert(key, value, 0).is_err() {
             return xdp_action::XDP_DROP;
         }
     }

@@ -65,8 +65,8 @@ fn is_pod<F: FamilyMaps>(ifindex: u32, addr: &F::Addr, is_workload: bool) -> boo
         DetectLocal::DEVICE_ROLE => is_workload,
         // SAFETY: the agent replaces values whole; read at once.
         DetectLocal::CIDR => unsafe { F::pod_cidrs().get(0) }.is_some_and(|cidr| cidr.matches(addr)),
-        // SAFETY: as above.
         DetectLocal::DEVICE_NAME => {
+            // SAFETY: read at once; the agent replaces values whole.
             unsafe { DEVICES.get(ifindex) }.is_some_and(|device| device.flags.has(DeviceFlags::POD))
         }
         _ => false,

@@ -17,7 +17,7 @@ const PROXY_NAME_LABEL: &str = "service.kubernetes.io/service-proxy-name";
 /// `timeoutSeconds` when the API server has not filled it in (spec 3.2).
 const AFFINITY_TIMEOUT_DEFAULT_S: u32 = 10_800;
 const AFFINITY_TIMEOUT_MAX_S: u32 = 86_400;
-/// Annotation that names the Service's [`Algorithm`].
+/// Annotation that names the Service's `Algorithm`.
 pub const ALGORITHM_ANNOTATION: &str = "lb-ebpf.io/algorithm";
 
 /// The Service, unless there is nothing to proxy (spec 1.7, 1.8, 1.11).

@@ -2,7 +2,7 @@
 //! becomes here, or why not. Called by `cli` for `run --kube-proxy-config` and `check --kube-proxy-config`.
 //!
 //! Pure: text in, settings of `lb-agent run` and reasons out. What must stay true: every field of the
-//! file has a row in [`fields`], and docs/migration.md shows the same rows.
+//! file has a row in [`fields()`], and docs/migration.md shows the same rows.
 
 mod decode;
 mod duration;
@@ -24,7 +24,7 @@ pub use validate::Invalid;
 /// What the whole file becomes.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Migration {
-    /// One row per field, in the order of [`fields`].
+    /// One row per field, in the order of [`fields()`].
     pub rows: Vec<Row>,
     /// Fields the file has and kube-proxy does not know, or has twice (spec 10.1).
     pub warnings: Vec<String>,
