@@ -16,11 +16,16 @@ const DENY_WARNINGS: [&str; 3] = ["--", "-D", "warnings"];
 pub fn ci() -> Result<()> {
     require_root("CI")?;
     setup::setup_ci()?;
+    check()?;
+    test::test(None)
+}
+
+/// All that is checked without running anything.
+pub fn check() -> Result<()> {
     format()?;
     lint()?;
     lint_ebpf()?;
-    document()?;
-    test::test(None)
+    document()
 }
 
 fn format() -> Result<()> {

@@ -53,6 +53,8 @@ enum Subject {
         #[command(flatten)]
         options: bench::Options,
     },
+    /// What CI checks before the tests: format, lints of both workspaces, documentation
+    Lint,
     /// Everything CI runs: format, lints, documentation, all tests
     Ci,
     /// Checks licences, advisories and sources of all dependencies (installs cargo-deny: several minutes once)
@@ -76,6 +78,7 @@ fn execute() -> Result<()> {
         Subject::Demo { keep } => demo::demo(keep),
         Subject::Test { group } => test::test(group),
         Subject::Bench { subject, options } => bench::bench(subject, &options),
+        Subject::Lint => ci::check(),
         Subject::Ci => ci::ci(),
         Subject::Deny => ci::deny(),
     }
