@@ -372,6 +372,9 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
 /// what leaves by an uplink that concerns the node's own packets only.
 #[inline(always)]
 fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+    if hook.is_ingress() && conntrack::is_taken(&mut work.opening, &work.headers) {
+        return beside(packet, work);
+    }
     let tuple = &work.headers.flow.tuple;
     if !(service_cidr::contains::<F>(&tuple.dst) || vip::is_ours::<F>(&tuple.dst))
         || (hook == Hook::UplinkEgress && !is_node_address::<F>(tuple.src))
@@ -379,6 +382,19 @@ fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hoo
         return Verdict::NotOurs;
     }
     unserved(packet, work, Empty::Refuse, hook)
+}
+
+/// Lets a client talk to a backend directly from a port from which it talks to it through a frontend: the answers of the
+/// two could not be told apart, so this flow takes another source port, as netfilter has it do.
+#[inline(always)]
+fn beside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Verdict {
+    let Work { headers, opening, .. } = work;
+    opening.to = headers.flow.tuple;
+    opening.flags = ConnectionFlags(0);
+    match conntrack::record(opening, headers) {
+        Ok(()) => translated(packet, headers, &opening.to),
+        Err(reason) => reason,
+    }
 }
 
 /// True if a packet that dials a frontend on an address of this node answers a process of the node instead.

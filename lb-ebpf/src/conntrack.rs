@@ -126,6 +126,26 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
     Ok(())
 }
 
+/// True if the answers to the flow that `headers` open would be taken for those of a connection: the client dialled a
+/// frontend from this port before, and got the backend that it dials by itself here.
+///
+/// The connection's own packets look the same where they are seen once more, behind XDP or on a VLAN device: those have
+/// noted that they passed.
+#[inline(always)]
+pub fn is_taken<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> bool {
+    let protocol = headers.flow.protocol;
+    if protocol == Protocol::TCP && !headers.tcp_flags.opens() {
+        return false;
+    }
+    opening.key = FlowKey::new(headers.flow.tuple.reversed(), protocol);
+    let Some(owner) = lookup(&opening.key) else { return false };
+    if !owner.flags.has(ConnectionFlags::REPLY) {
+        return false;
+    }
+    opening.key = FlowKey::new(owner.to.reversed(), protocol);
+    lookup(&opening.key).is_none_or(|client| client.last_seen.0 + 1 < Coarse::from_ns(now_ns()).0)
+}
+
 /// 2^32 divided by the golden ratio: multiples of it are spread evenly (Knuth, The Art of Computer Programming, 6.4).
 const GOLDEN_RATIO: u32 = 0x9e37_79b9;
 

@@ -85,16 +85,18 @@ impl Scene {
         let probe = self.cluster.probe(from)?;
         let times = if pods.len() > 1 { 24 * pods.len() } else { 5 };
         let target = target.within(Duration::from_millis(1000));
-        let mut last = None;
+        let (mut last, mut reply) = (None, None);
         eventually("do exactly these answer", PATIENCE, || {
             let tally = probe.tally(target, times)?;
             let answered = tally.answers.keys().map(String::as_str).eq(pods.iter().copied());
-            let done = tally.failed() == 0 && answered;
+            if answered && tally.failed() == 0 {
+                reply = probe.once(target)?.ok();
+            }
             last = Some(tally);
-            Ok(done)
+            Ok(reply.is_some())
         })
         .with_context(|| format!("{from:?} -> {target:?}: {pods:?} wanted, {last:?}"))?;
-        Ok(probe.once(target)??)
+        reply.context("a reply")
     }
 
     /// Waits until nobody answers, however that is said.

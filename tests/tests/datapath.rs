@@ -642,6 +642,28 @@ macro_rules! cases {
                 assert_eq!((answered.src, answered.dst), (other_vip, CLIENT));
             }
 
+            /// A client dials a frontend, and later from the same port its backend: both are answered by whom they dialled.
+            pub(super) fn a_backend_dialled_past_its_frontend_is_told_apart() {
+                let mut node = Node::start();
+                let service = service(Protocol::UDP, &[local()]);
+                node.serve::<F>(&service);
+                let served = Packet::udp(CLIENT, VIP, b"?");
+                let translated = translate(&mut node, Hook::FromNetwork, &served);
+                let seen_again = translated.bytes();
+                assert_eq!(node.run(Hook::FromNetwork, &seen_again), untouched(&seen_again));
+                let mut entry = node.connection::<F>(&served.flow()).unwrap();
+                entry.last_seen = Coarse(entry.last_seen.0.saturating_sub(2));
+                node.set_connection::<F>(&served.flow(), entry);
+                let direct = translate(&mut node, Hook::FromNetwork, &Packet::udp(CLIENT, POD, b"?"));
+                assert_eq!((direct.src.0, direct.dst), (F::CLIENT, POD));
+                assert_ne!(direct.src.1, CLIENT_PORT);
+                for (to, from) in [(direct.src, POD), (CLIENT, VIP)] {
+                    let answer = translate(&mut node, Hook::ToNetwork, &Packet::udp(POD, to, b"!"));
+                    assert_eq!((answer.src, answer.dst), (from, CLIENT));
+                }
+                assert_eq!(node.service(service.service_port()).connections, 1);
+            }
+
             pub(super) fn source_ports_run_out() {
                 let mut node = Node::start_with(Some(1));
                 node.serve::<F>(&service(Protocol::TCP, &[remote()]));
@@ -777,6 +799,7 @@ both_families! {
     a_finished_connection_is_opened_anew
     a_quiet_udp_flow_is_chosen_anew
     two_vips_of_one_backend_do_not_clash
+    a_backend_dialled_past_its_frontend_is_told_apart
     source_ports_run_out
     a_dead_connection_gives_its_port_back
     a_node_without_an_address_cannot_translate_sources
