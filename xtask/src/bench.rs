@@ -34,6 +34,9 @@ pub struct Options {
     /// Only see that everything works: half a minute, figures without meaning
     #[arg(long)]
     quick: bool,
+    /// Only cases whose name contains this (packets)
+    #[arg(long, value_name = "TEXT")]
+    only: Option<String>,
 }
 
 /// Runs one measurement.
@@ -60,5 +63,6 @@ pub fn bench(subject: Subject, options: &Options) -> Result<()> {
         }
     }
     bench.args(options.quick.then_some("--quick"));
+    bench.args(options.only.iter().flat_map(|text| ["--only", text]));
     run(&mut bench)
 }

@@ -35,6 +35,9 @@ struct Arguments {
     /// Only see that everything works: few short samples, no targets
     #[arg(long)]
     quick: bool,
+    /// Only cases whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
     #[command(flatten)]
     output: Output,
 }
@@ -48,7 +51,8 @@ fn main() -> Result<()> {
     let object = std::fs::read(&arguments.object)?;
     let mut nodes = Nodes::start();
     let mut bench = Bench::load(&object)?;
-    let cases = cases::all(&mut nodes, &mut bench)?;
+    let mut cases = cases::all(&mut nodes, &mut bench)?;
+    cases.retain(|case| case.name.contains(&arguments.only));
     let samples = measure(&arguments, &mut nodes, &mut bench, &cases)?;
     let mut rows: Vec<Row> =
         cases.iter().zip(&samples).map(|(case, samples)| case.row(samples.clone())).collect();
