@@ -123,40 +123,6 @@ impl Coarse {
     }
 }
 
-/// Where XDP last sent this direction's packets: what the routing table said, so as not to ask it for each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[repr(C)]
-pub struct CachedHop {
-    /// The device they leave by; 0: none is known.
-    pub ifindex: u32,
-    /// When the routing table was asked.
-    pub asked: Coarse,
-    /// Link-layer addresses as a frame begins with them: the neighbour's, the device's.
-    pub macs: [[u8; 6]; 2],
-    /// MTU of the way in bytes.
-    pub mtu: u16,
-    /// Zero.
-    pub _pad: u16,
-}
-
-impl CachedHop {
-    /// Every so many units of [`Coarse`] a connection's packet goes by tc: there the kernel sees that the neighbour is in
-    /// use, and asks it whether it still has its address (RFC 4861, 7.3).
-    const PROBE_EVERY: u32 = 16;
-
-    /// True if a packet of `ip_len` bytes may go this way: asked within this unit of [`Coarse`], so for a second at most.
-    #[inline(always)]
-    pub const fn holds(&self, now: Coarse, ip_len: u32) -> bool {
-        self.asked.0 == now.0 && self.ifindex != 0 && ip_len <= self.mtu as u32
-    }
-
-    /// True if it is time that a packet goes by tc.
-    #[inline(always)]
-    pub const fn is_to_be_probed(&self, now: Coarse) -> bool {
-        now.0.is_multiple_of(Self::PROBE_EVERY) && self.ifindex != 0 && self.asked.0.wrapping_add(1) == now.0
-    }
-}
-
 /// Value of `CONNECTIONS` under a [`crate::flow::FlowKey`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -177,10 +143,6 @@ pub struct ConnectionValue<F: Family> {
     pub phase: Phase,
     /// Zero.
     pub _pad: [u8; 2],
-    /// Where XDP sent it.
-    pub next_hop: CachedHop,
-    /// Zero. With it an entry of IPv4, its key and the kernel's header are two cache lines.
-    pub _pad2: [u32; 2],
 }
 
 impl<F: Family> ConnectionValue<F> {
@@ -253,8 +215,8 @@ pub fn reuse<F: Family>(
     if dead || leaves { Reuse::Reselect } else { Reuse::Keep }
 }
 
-const _: () = assert!(size_of::<ConnectionValue<V4>>() == 64);
-const _: () = assert!(size_of::<ConnectionValue<V6>>() == 88);
+const _: () = assert!(size_of::<ConnectionValue<V4>>() == 32);
+const _: () = assert!(size_of::<ConnectionValue<V6>>() == 56);
 
 #[cfg(test)]
 mod tests {
@@ -266,19 +228,6 @@ mod tests {
 
     fn entry(phase: Phase, last_seen: u32) -> ConnectionValue<V4> {
         ConnectionValue { phase, last_seen: Coarse(last_seen), ..Default::default() }
-    }
-
-    #[test]
-    fn a_cached_hop_serves_one_second_and_is_probed_now_and_then() {
-        let hop = CachedHop { ifindex: 2, asked: Coarse(31), mtu: 1500, ..CachedHop::default() };
-        assert!(hop.holds(Coarse(31), 1500));
-        assert!(!hop.holds(Coarse(32), 1500) && !hop.holds(Coarse(31), 1501));
-        assert!(!CachedHop { ifindex: 0, ..hop }.holds(Coarse(31), 1500));
-        assert!(hop.is_to_be_probed(Coarse(32)) && !hop.is_to_be_probed(Coarse(33)));
-        assert!(
-            !CachedHop { asked: Coarse(3), ..hop }.is_to_be_probed(Coarse(32)),
-            "too old to be used once more"
-        );
     }
 
     #[test]

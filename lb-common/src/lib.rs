@@ -44,6 +44,7 @@ pub mod id;
 pub mod limits;
 pub mod maglev;
 pub mod maps;
+pub mod next_hop;
 pub mod pod;
 pub mod port_set;
 pub mod rev_nat;

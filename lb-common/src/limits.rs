@@ -32,6 +32,8 @@ pub const AFFINITY_MAX: u32 = 65_536;
 pub const SOCK_REV_NAT_MAX: u32 = 65_536;
 /// Entries of each `FRAGMENTS`.
 pub const FRAGMENTS_MAX: u32 = 8_192;
+/// Entries of each `NEXT_HOPS`, per CPU; a power of two; fixed.
+pub const NEXT_HOPS: u32 = 1_024;
 /// Bytes of `EVENTS`; a power of two and a multiple of the page size.
 pub const EVENTS_BYTES: u32 = 262_144;
 

@@ -18,6 +18,7 @@ use crate::{
     frontend::{FrontendKey, FrontendValue},
     id::BackendId,
     limits,
+    next_hop::NextHopValue,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
@@ -53,6 +54,8 @@ pub const DEVICES: &str = "DEVICES";
 pub const CONNECTIONS: &str = "CONNECTIONS";
 /// Base name of `AFFINITY4` and `AFFINITY6`.
 pub const AFFINITY: &str = "AFFINITY";
+/// Base name of `NEXT_HOPS4` and `NEXT_HOPS6`.
+pub const NEXT_HOPS: &str = "NEXT_HOPS";
 /// Base name of `SOCK_REV_NAT4` and `SOCK_REV_NAT6`.
 pub const SOCK_REV_NAT: &str = "SOCK_REV_NAT";
 /// Base name of `FRAGMENTS4` and `FRAGMENTS6`.
@@ -140,7 +143,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 35] = {
+pub const MAPS: [MapSpec; 37] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -201,6 +204,8 @@ pub const MAPS: [MapSpec; 35] = {
             NO_COMMON_LRU,
             Datapath,
         ),
+        spec::<u32, NextHopValue<V4>>("NEXT_HOPS4", PerCpuArray, limits::NEXT_HOPS, 0, Datapath),
+        spec::<u32, NextHopValue<V6>>("NEXT_HOPS6", PerCpuArray, limits::NEXT_HOPS, 0, Datapath),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, limits::AFFINITY_MAX, 0, Datapath),
         spec::<AffinityKey<V6>, AffinityValue>("AFFINITY6", LruHash, limits::AFFINITY_MAX, 0, Datapath),
         spec::<SockRevNatKey<V4>, SockRevNatValue<V4>>(

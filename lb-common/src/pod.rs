@@ -10,7 +10,7 @@ use crate::{
     allowance::Allowance,
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     cidr::CidrValue,
-    conntrack::{CachedHop, Coarse, ConnectionFlags, ConnectionValue, Phase},
+    conntrack::{Coarse, ConnectionFlags, ConnectionValue, Phase},
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
@@ -19,6 +19,7 @@ use crate::{
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    next_hop::NextHopValue,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
@@ -92,11 +93,14 @@ pod! {
     Tuple<V6> { src: Addr6, dst: Addr6, src_port: Be16, dst_port: Be16 }
     FlowKey<V4> { tuple: Tuple<V4>, protocol: Protocol, _pad: [u8; 3] }
     FlowKey<V6> { tuple: Tuple<V6>, protocol: Protocol, _pad: [u8; 3] }
-    CachedHop { ifindex: u32, asked: Coarse, macs: [[u8; 6]; 2], mtu: u16, _pad: u16 }
+    NextHopValue<V4> { src: Addr4, dst: Addr4, from: u32, ifindex: u32, asked: Coarse, macs: [[u8; 6]; 2], mtu: u16,
+        _pad: u16 }
+    NextHopValue<V6> { src: Addr6, dst: Addr6, from: u32, ifindex: u32, asked: Coarse, macs: [[u8; 6]; 2], mtu: u16,
+        _pad: u16 }
     ConnectionValue<V4> { to: Tuple<V4>, service_port: ServicePortId, backend: BackendId, generation: u32,
-        last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2], next_hop: CachedHop, _pad2: [u32; 2] }
+        last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2] }
     ConnectionValue<V6> { to: Tuple<V6>, service_port: ServicePortId, backend: BackendId, generation: u32,
-        last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2], next_hop: CachedHop, _pad2: [u32; 2] }
+        last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2] }
     SockRevNatKey<V4> { cookie: [u32; 2], addr: Addr4, port: Be16, protocol: Protocol, _pad: u8 }
     SockRevNatKey<V6> { cookie: [u32; 2], addr: Addr6, port: Be16, protocol: Protocol, _pad: u8 }
     SockRevNatValue<V4> { addr: Addr4, port: Be16, _pad: u16, service_port: ServicePortId }

@@ -232,19 +232,22 @@ fn forwarded<F: Balanced, P: Packet>(
     entry: &mut ConnectionValue<F>,
     way: &mut Way,
 ) -> Verdict {
-    let now = entry.last_seen;
-    if P::HANDS_ON && entry.next_hop.holds(now, headers.ip_len) {
-        way.follow(&entry.next_hop);
-        return sent(packet, headers, &entry.to, way);
-    }
-    if P::HANDS_ON && entry.next_hop.is_to_be_probed(now) {
-        entry.next_hop.asked = now;
-        return Verdict::HandedOn;
+    let (now, from) = (entry.last_seen, packet.ifindex());
+    let mut hop = if P::HANDS_ON { forward::remembered(&entry.to) } else { None };
+    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(&entry.to, from)) {
+        if hop.holds(now, headers.ip_len) {
+            way.follow(hop);
+            return sent(packet, headers, &entry.to, way);
+        }
+        if hop.is_to_be_probed(now) {
+            hop.asked = now;
+            return Verdict::HandedOn;
+        }
     }
     match forward::route(packet, &entry.to, forward::wire_len(packet, headers), way) {
         Ok(Route::Via) => {
-            if P::HANDS_ON {
-                entry.next_hop = way.cached(now);
+            if let Some(hop) = hop {
+                way.remember(hop, &entry.to, from, now);
             }
             sent(packet, headers, &entry.to, way)
         }

@@ -1,7 +1,7 @@
 //! Reads and writes of `CONNECTIONS` around `lb_common::conntrack`'s rules.
 
 use lb_common::{
-    conntrack::{CachedHop, Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
+    conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
     family::{Address as _, Be16, Protocol},
     flow::{FlowKey, Tuple, slot_index},
     id::{BackendId, ServicePortId},
@@ -107,8 +107,6 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
         flags: opening.flags.with(ConnectionFlags::REPLY),
         phase: Phase::OPENING,
         _pad: [0; 2],
-        next_hop: CachedHop { ifindex: 0, asked: Coarse(0), macs: [[0; 6]; 2], mtu: 0, _pad: 0 },
-        _pad2: [0; 2],
     };
     opening.key = FlowKey::new(opening.to.reversed(), headers.flow.protocol);
     let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
@@ -192,7 +190,6 @@ fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
     owner.generation = opening.entry.generation;
     owner.last_seen = opening.entry.last_seen;
     owner.phase = opening.entry.phase;
-    owner.next_hop.ifindex = 0;
     true
 }
 

@@ -7,10 +7,11 @@
 
 use aya_ebpf::{bindings::bpf_fib_lookup as FibParams, helpers::bpf_fib_lookup};
 use lb_common::{
-    conntrack::{CachedHop, Coarse},
+    conntrack::Coarse,
     device::{DeviceFlags, DeviceRole, DeviceValue},
     family::{Address as _, Protocol, V4, V6},
     flow::Tuple,
+    next_hop::{self, NextHopValue},
     verdict::{DropReason, Verdict},
 };
 
@@ -78,22 +79,32 @@ impl Way {
         self.next_hop.ifindex
     }
 
-    /// Goes where a connection's last packets went.
+    /// Goes where the last packets went.
     #[inline(always)]
-    pub fn follow(&mut self, hop: &CachedHop) {
+    pub fn follow<F: FamilyRoute>(&mut self, hop: &NextHopValue<F>) {
         self.next_hop.ifindex = hop.ifindex;
         self.next_hop.macs = hop.macs;
     }
 
-    /// What a connection is to remember of this way.
+    /// Lets packets of these addresses that come in by `from` follow, from `asked` on.
     #[inline(always)]
-    pub fn cached(&self, asked: Coarse) -> CachedHop {
-        // SAFETY: integers; a lookup that was given a length puts the MTU in its place (Linux 5.12).
-        let mtu = unsafe { self.params.__bindgen_anon_1.mtu_result };
-        CachedHop { ifindex: self.next_hop.ifindex, asked, macs: self.next_hop.macs, mtu, _pad: 0 }
+    pub fn remember<F: FamilyRoute>(
+        &self,
+        hop: &mut NextHopValue<F>,
+        tuple: &Tuple<F>,
+        from: u32,
+        asked: Coarse,
+    ) {
+        hop.src = tuple.src;
+        hop.dst = tuple.dst;
+        hop.from = from;
+        hop.ifindex = self.next_hop.ifindex;
+        hop.asked = asked;
+        hop.macs = self.next_hop.macs;
+        hop.mtu = self.mtu();
     }
 
-    /// What the next hop takes, when [`route`] said [`Verdict::TooBig`]: bytes from the IP header on.
+    /// What the next hop takes, after a [`route`] that was given a length: bytes from the IP header on.
     #[inline(always)]
     pub fn mtu(&self) -> u16 {
         // SAFETY: either member of the union is a plain integer; the kernel has written the MTU (Linux 5.12).
@@ -124,6 +135,15 @@ impl Way {
     pub fn leads_to_workload(&self) -> bool {
         self.device().is_some_and(|device| device.role == DeviceRole::WORKLOAD)
     }
+}
+
+/// This CPU's memory of where packets with `tuple`'s addresses went. Packet programs alone use it, with bottom halves
+/// disabled.
+#[inline(always)]
+pub fn remembered<F: FamilyRoute>(tuple: &Tuple<F>) -> Option<&'static mut NextHopValue<F>> {
+    let hop = F::next_hops().get_ptr_mut(next_hop::slot(tuple))?;
+    // SAFETY: an array element stays; nobody else uses this CPU's during this run.
+    Some(unsafe { &mut *hop })
 }
 
 /// Bytes from the IP header on of the largest packet that `packet` is on the wire: one segment of it, when hardware

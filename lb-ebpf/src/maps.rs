@@ -20,6 +20,7 @@ use lb_common::{
     id::BackendId,
     limits,
     maps::{NO_COMMON_LRU, NO_PREALLOC, Scratch},
+    next_hop::NextHopValue,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
@@ -47,6 +48,7 @@ type Connections<F> = LruHashMap<
     { limits::CONNECTIONS_MAX as usize },
     { NO_COMMON_LRU as usize },
 >;
+type NextHops<F> = PerCpuArray<NextHopValue<F>, { limits::NEXT_HOPS as usize }>;
 type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
 type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
 type Fragments<F> = LruHashMap<FragmentKey<F>, FragmentValue, { limits::FRAGMENTS_MAX as usize }>;
@@ -92,6 +94,7 @@ pub trait FamilyMaps: Family {
     fn vips() -> &'static Vips<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
     fn connections() -> &'static Connections<Self>;
+    fn next_hops() -> &'static NextHops<Self>;
     fn affinity() -> &'static Affinity<Self>;
     fn sock_rev_nat() -> &'static SockRevNat<Self>;
     fn fragments() -> &'static Fragments<Self>;
@@ -104,7 +107,7 @@ pub trait FamilyMaps: Family {
 macro_rules! family_maps {
     ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
      $pods:ident, $vips:ident, $nodes:ident,
-     $connections:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
+     $connections:ident, $hops:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
         #[btf_map]
@@ -121,6 +124,8 @@ macro_rules! family_maps {
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
         #[btf_map]
         pub static $connections: Connections<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $hops: NextHops<$family> = PerCpuArray::new();
         #[btf_map]
         pub static $affinity: Affinity<$family> = LruHashMap::new();
         #[btf_map]
@@ -165,6 +170,10 @@ macro_rules! family_maps {
                 &$connections
             }
             #[inline(always)]
+            fn next_hops() -> &'static NextHops<Self> {
+                &$hops
+            }
+            #[inline(always)]
             fn affinity() -> &'static Affinity<Self> {
                 &$affinity
             }
@@ -200,6 +209,7 @@ family_maps!(
     VIPS4,
     NODE_ADDRESSES4,
     CONNECTIONS4,
+    NEXT_HOPS4,
     AFFINITY4,
     SOCK_REV_NAT4,
     FRAGMENTS4,
@@ -217,6 +227,7 @@ family_maps!(
     VIPS6,
     NODE_ADDRESSES6,
     CONNECTIONS6,
+    NEXT_HOPS6,
     AFFINITY6,
     SOCK_REV_NAT6,
     FRAGMENTS6,

@@ -15,7 +15,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
-    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key},
     programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use lb_agent::{
@@ -31,11 +31,12 @@ use lb_common::{
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
     family::{Addr4, Addr6, Address as _, Be16, Family, Protocol, V4, V6},
-    flow::FlowKey,
+    flow::{FlowKey, Tuple},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     limits,
     maps::{self, MAPS, MapType},
+    next_hop::{self, NextHopValue},
     port_set,
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
@@ -505,6 +506,30 @@ impl Node {
         ConnectionValue<F>: Pod,
     {
         self.hash(&name::<F>("CONNECTIONS")).insert(*flow, entry, 0).unwrap();
+    }
+
+    /// Where XDP sent packets with `tuple`'s addresses last, as far as a CPU remembers it.
+    pub fn next_hop<F: Family>(&mut self, tuple: &Tuple<F>) -> Option<NextHopValue<F>>
+    where
+        NextHopValue<F>: Pod,
+    {
+        let from = self.uplink();
+        let map = self.ebpf.map(&name::<F>("NEXT_HOPS")).unwrap();
+        let hops: PerCpuArray<&MapData, NextHopValue<F>> = map.try_into().unwrap();
+        let hops = hops.get(&next_hop::slot(tuple), 0).unwrap();
+        hops.iter().filter(|hop| hop.is_of(tuple, from)).max_by_key(|hop| hop.asked).copied()
+    }
+
+    /// Has every CPU remember `hop` for packets with `tuple`'s addresses.
+    pub fn set_next_hop<F: Family>(&mut self, tuple: &Tuple<F>, hop: NextHopValue<F>)
+    where
+        NextHopValue<F>: Pod,
+    {
+        let map = self.ebpf.map_mut(&name::<F>("NEXT_HOPS")).unwrap();
+        let mut hops: PerCpuArray<&mut MapData, NextHopValue<F>> = map.try_into().unwrap();
+        let cpus = aya::util::nr_cpus().unwrap();
+        let values = PerCpuValues::try_from(vec![hop; cpus]).unwrap();
+        hops.set(next_hop::slot(tuple), values, 0).unwrap();
     }
 
     /// Number of entries of both directions.

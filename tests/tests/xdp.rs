@@ -5,8 +5,10 @@
 use std::{collections::BTreeMap, net::IpAddr, process::Command};
 
 use lb_common::{
+    conntrack::Coarse,
     family::{Protocol, V4, V6},
     frontend::FrontendFlags,
+    next_hop::NextHopValue,
     verdict::Verdict,
 };
 use lb_tests::{
@@ -74,6 +76,8 @@ macro_rules! cases {
             pub(super) fn what_xdp_translates_tc_leaves_as_it_is() {
                 let mut node = serve(&[(F::POD, true)]);
                 let request = Packet::tcp(CLIENT, VIP, SYN);
+                // Loading it takes seconds; a packet's way from XDP to tc does not.
+                node.tc_program("tc_uplink_ingress");
                 let ran = node.run_xdp(&request.bytes());
                 assert_eq!(ran.code, XDP_PASS);
                 assert_eq!(Packet::decode(&ran.packet), Packet { dst: (F::POD, 8080), ..request });
@@ -110,51 +114,57 @@ macro_rules! cases {
                 assert_eq!(packets(&node), [(Verdict::HandedOn, 1), (Verdict::Redirected, 1)].into());
             }
 
-            /// The way is asked for once a second; a packet too large for it is never sent by it.
-            pub(super) fn the_way_of_a_connection_is_remembered_for_a_second() {
+            /// The routing table is asked once a second; a packet too large for its answer is never sent that way.
+            pub(super) fn the_way_to_a_neighbour_is_remembered_for_a_second() {
                 let mut node = serve(&[(F::REMOTE_POD, false)]);
                 let request = Packet::tcp(CLIENT, VIP, SYN);
                 assert_eq!(node.run_xdp(&request.bytes()).code, XDP_TX);
                 let data = Packet::tcp(CLIENT, VIP, ACK);
-                let remembered = loop {
-                    let sent = node.run_xdp(&data.bytes());
-                    let hop = node.connection::<F>(&data.flow()).unwrap().next_hop;
-                    if sent.code == XDP_TX && hop.ifindex != 0 {
-                        break hop;
+                let to = node.connection::<F>(&data.flow()).unwrap().to;
+                let asked = loop {
+                    if node.run_xdp(&data.bytes()).code == XDP_TX {
+                        break node.next_hop::<F>(&to).unwrap();
                     }
                 };
-                assert_eq!((remembered.ifindex, remembered.mtu), (node.uplink(), 1500));
-                assert_eq!(remembered.macs, [packet::FAR_MAC, mac("uplink0")]);
+                assert_eq!((asked.ifindex, asked.mtu), (node.uplink(), 1500));
+                assert_eq!(asked.macs, [packet::FAR_MAC, mac("uplink0")]);
 
                 let elsewhere = [9; 6];
-                let mut entry = loop {
-                    let mut entry = node.connection::<F>(&data.flow()).unwrap();
-                    entry.next_hop.macs[0] = elsewhere;
-                    entry.next_hop.asked = entry.last_seen;
-                    node.set_connection::<F>(&data.flow(), entry);
+                let mut hop = asked;
+                hop.macs[0] = elsewhere;
+                loop {
+                    hop.asked = node.connection::<F>(&data.flow()).unwrap().last_seen;
+                    node.set_next_hop::<F>(&to, hop);
                     let sent = node.run_xdp(&data.bytes());
-                    if node.connection::<F>(&data.flow()).unwrap().last_seen == entry.last_seen {
+                    if node.connection::<F>(&data.flow()).unwrap().last_seen == hop.asked {
                         assert_eq!(&sent.packet[..6], &elsewhere, "while the second lasts");
-                        break entry;
+                        break;
                     }
-                };
+                }
 
-                entry.next_hop.macs[0] = elsewhere;
-                entry.next_hop.asked.0 -= 5;
-                node.set_connection::<F>(&data.flow(), entry);
+                let long_ago = Coarse(hop.asked.0.saturating_sub(5));
+                node.set_next_hop::<F>(&to, NextHopValue { asked: long_ago, ..hop });
                 let sent = node.run_xdp(&data.bytes());
                 assert_eq!((sent.code, &sent.packet[..6]), (XDP_TX, &packet::FAR_MAC[..]), "asked anew");
 
                 loop {
-                    let mut entry = node.connection::<F>(&data.flow()).unwrap();
-                    entry.next_hop.mtu = 30;
-                    node.set_connection::<F>(&data.flow(), entry);
-                    if node.run_xdp(&data.bytes()).code == XDP_TX {
+                    let asked = node.connection::<F>(&data.flow()).unwrap().last_seen;
+                    node.set_next_hop::<F>(&to, NextHopValue { asked, mtu: 30, ..hop });
+                    let sent = node.run_xdp(&data.bytes());
+                    if sent.code == XDP_TX {
+                        assert_eq!(&sent.packet[..6], &packet::FAR_MAC, "too large for it: asked anew");
                         break;
                     }
                 }
-                let mtu = node.connection::<F>(&data.flow()).unwrap().next_hop.mtu;
-                assert_eq!(mtu, 1500, "too large for what was remembered: asked anew");
+
+                for strange in
+                    [NextHopValue { from: hop.from + 1, ..hop }, NextHopValue { src: to.dst, ..hop }]
+                {
+                    let asked = node.connection::<F>(&data.flow()).unwrap().last_seen;
+                    node.set_next_hop::<F>(&to, NextHopValue { asked, ..strange });
+                    let sent = node.run_xdp(&data.bytes());
+                    assert_eq!(&sent.packet[..6], &packet::FAR_MAC, "the way of others");
+                }
             }
 
             /// A bit too few costs time only: XDP lets through, and tc translates.
@@ -230,7 +240,7 @@ both_families! {
     what_xdp_translates_tc_leaves_as_it_is
     a_frame_goes_back_by_the_device_it_came_by
     a_frame_leaves_by_another_device_only_if_that_takes_frames
-    the_way_of_a_connection_is_remembered_for_a_second
+    the_way_to_a_neighbour_is_remembered_for_a_second
     a_port_that_no_frontend_has_is_not_looked_up
     what_xdp_cannot_do_leaves_it_as_it_came
     silent_drops_need_no_socket_buffer

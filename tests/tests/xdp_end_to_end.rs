@@ -10,9 +10,9 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, ensure};
-use aya::maps::{HashMap, Map, MapData};
+use aya::maps::{Map, MapData, PerCpuArray};
 use lb_agent::datapath::bpf::{self, AttachType, PROG_TYPE_XDP};
-use lb_common::{conntrack::ConnectionValue, family::V4, flow::FlowKey};
+use lb_common::{family::V4, next_hop::NextHopValue};
 use lb_tests::{
     cluster::{At, Cluster, NODES, PodSpec},
     probe::Target,
@@ -80,12 +80,13 @@ fn ethtool(device: &str, command: u32, value: u32) -> io::Result<()> {
     }
 }
 
-/// Connections of node-a that XDP sent on by itself: it alone remembers the way.
+/// Ways by which XDP sent packets on by itself on node-a: it alone remembers them.
 fn sent_by_xdp(cluster: &mut Cluster) -> Result<usize> {
-    let pin = cluster.agent("node-a")?.pins().join(lb_common::ABI_VERSION.to_string()).join("CONNECTIONS4");
+    let pin = cluster.agent("node-a")?.pins().join(lb_common::ABI_VERSION.to_string()).join("NEXT_HOPS4");
     let map = Map::from_map_data(MapData::from_pin(pin)?)?;
-    let connections: HashMap<MapData, FlowKey<V4>, ConnectionValue<V4>> = map.try_into()?;
-    Ok(connections.iter().filter_map(Result::ok).filter(|(_, entry)| entry.next_hop.ifindex != 0).count())
+    let hops: PerCpuArray<MapData, NextHopValue<V4>> = map.try_into()?;
+    let cpus: Vec<_> = hops.iter().collect::<Result<_, _>>()?;
+    Ok(cpus.iter().flat_map(|hops| hops.iter()).filter(|hop| hop.ifindex != 0).count())
 }
 
 /// Local and remote backends, TCP and UDP, both families; refusals, which XDP leaves to tc, are as quick as ever.
