@@ -26,7 +26,7 @@ use crate::{
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
-    model::service::Algorithm,
+    model::service::{Algorithm, Forwarding},
     node_tuning::NodeTuning,
     sockets::Reach,
 };
@@ -178,6 +178,8 @@ pub struct Config {
     pub socket_lb: bool,
     /// Algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// How packets of Services that say nothing of it get to backends elsewhere.
+    pub forwarding: Forwarding,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// Where sockets are destroyed whose backend has left.

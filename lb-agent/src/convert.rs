@@ -9,7 +9,7 @@ mod endpoint;
 mod parse;
 mod service;
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use k8s_openapi::{
@@ -21,13 +21,13 @@ use crate::{
     model::{
         backend::Slice,
         node::{Node, NodePresence},
-        service::{Algorithm, Service},
+        service::{Algorithm, Forwarding, Service},
     },
     source::{Object, Refusal},
 };
 
 pub use parse::{parse_cidr, parse_ip};
-pub use service::ALGORITHM_ANNOTATION;
+pub use service::{ALGORITHM_ANNOTATION, FORWARDING_ANNOTATION};
 
 /// Settings that decide what counts.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +38,8 @@ pub struct Rules {
     pub external_ip_cidrs: Vec<IpNet>,
     /// Algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// How packets of Services that say nothing of it get to backends elsewhere.
+    pub forwarding: Forwarding,
 }
 
 /// What an object says.
@@ -49,6 +51,8 @@ pub enum Converted {
     Slice(Slice),
     /// This node.
     Node(Node, NodePresence),
+    /// Another node, where tunnels may end.
+    OtherNode(Box<[IpAddr]>),
     /// Networks of ClusterIPs.
     ServiceCidr(Vec<IpNet>),
     /// Nothing for this proxy: as if the object did not exist.
@@ -105,13 +109,30 @@ fn has_label(metadata: &ObjectMeta, label: &str) -> bool {
     metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(label))
 }
 
-/// The own Node only; other nodes mean nothing here (spec 9.12).
+/// Of other nodes only the addresses mean anything here (spec 9.12).
 fn convert_node(node: &v1::Node, rules: &Rules, faults: &mut Faults) -> Option<Converted> {
     let is_own = node.metadata.name.as_deref().is_some_and(|name| *name == *rules.node_name);
     let zone = node.metadata.labels.as_ref().and_then(|labels| labels.get("topology.kubernetes.io/zone"));
     let zone = zone.filter(|zone| !zone.is_empty()).map(|zone| zone.as_str().into());
     let own = || Node { name: rules.node_name.clone(), zone, pod_cidrs: pod_cidrs(node, faults) };
-    is_own.then(|| Converted::Node(own(), presence(node)))
+    Some(if is_own {
+        Converted::Node(own(), presence(node))
+    } else {
+        Converted::OtherNode(internal_ips(node, faults))
+    })
+}
+
+/// Its addresses of type InternalIP, the first of each family.
+fn internal_ips(node: &v1::Node, faults: &mut Faults) -> Box<[IpAddr]> {
+    let listed = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
+    let mut ips: Vec<IpAddr> = Vec::with_capacity(2);
+    for (index, address) in listed.filter(|(_, address)| address.type_ == "InternalIP") {
+        let ip = faults.accept(format!("status.addresses[{index}].address"), parse_ip(&address.address));
+        if let Some(ip) = ip.filter(|ip| ips.iter().all(|known| known.is_ipv4() != ip.is_ipv4())) {
+            ips.push(ip);
+        }
+    }
+    ips.into()
 }
 
 /// `spec.podCIDRs`, or of an older API server `spec.podCIDR`.

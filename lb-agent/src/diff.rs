@@ -433,7 +433,7 @@ impl Pending {
         for (key, value) in &delta.frontends {
             let former = have.frontends.get(key);
             self.service_ports.extend(value.iter().chain(former).map(|value| value.service_port));
-            let runs = former.iter().flat_map(|former| [former.internal, former.external]);
+            let runs = former.iter().flat_map(|former| former.runs());
             self.runs.extend(runs.filter(|run| run.count > 0).map(|run| run.base));
         }
         self.service_ports.extend(delta.source_ranges.keys().map(|key| key.data.service_port));

@@ -146,14 +146,18 @@ where
 fn connection<F: Family>(key: &FlowKey<F>, value: &ConnectionValue<F>, now: Coarse) -> ConnectionReport {
     let [source, destination] = ends(&key.tuple);
     let [to_source, to_destination] = ends(&value.to);
-    let is_reply = value.flags.has(ConnectionFlags::REPLY);
+    let direction = match value.flags {
+        flags if flags.has(ConnectionFlags::REPLY) => "reply",
+        flags if flags.has(ConnectionFlags::TUNNEL) => "tunnel",
+        _ => "forward",
+    };
     ConnectionReport {
         protocol: key.protocol.name().to_owned(),
         source,
         destination,
         to_source,
         to_destination,
-        direction: if is_reply { "reply" } else { "forward" }.to_owned(),
+        direction: direction.to_owned(),
         service_port: value.service_port.0,
         backend: value.backend.0,
         phase: value.phase.name().to_owned(),

@@ -28,7 +28,7 @@ use crate::{
         Dirty, Model,
         family::{IpFamily, PerFamily},
         node::NodeAddresses,
-        service::{Algorithm, ServiceName},
+        service::{Algorithm, Forwarding, ServiceName},
     },
     reconcile::progress::{Cause, Progress},
     report::SyncReport,
@@ -44,6 +44,8 @@ pub struct ReconcileConfig {
     pub external_ip_cidrs: Vec<IpNet>,
     /// Algorithm of Services that name none.
     pub algorithm: Algorithm,
+    /// How packets of Services that say nothing of it get to backends elsewhere.
+    pub forwarding: Forwarding,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// The first id to give out; `None`: a random one.
@@ -132,6 +134,7 @@ impl<M: Maps> Reconciler<M> {
             node_name: node_name.as_str().into(),
             external_ip_cidrs: config.external_ip_cidrs,
             algorithm: config.algorithm,
+            forwarding: config.forwarding,
         };
         Ok(Self {
             desired: Desired::restore(&have, maps.capacity(), first_id),
@@ -156,6 +159,11 @@ impl<M: Maps> Reconciler<M> {
     /// The podCIDRs of the own Node, from when it is known.
     pub fn watch_pod_cidrs(&self) -> watch::Receiver<Option<Vec<IpNet>>> {
         self.pod_cidrs.subscribe()
+    }
+
+    /// True while some Service's packets may go to other nodes in tunnels, so that their addresses are needed.
+    pub fn wants_nodes(&self) -> bool {
+        self.model.wants_nodes()
     }
 
     /// Takes in one change. Nothing is written.

@@ -25,6 +25,8 @@ pub struct ServicePortReport {
     pub affinity_timeout_s: Option<u32>,
     /// `random` or `maglev`: how backends are chosen.
     pub algorithm: String,
+    /// `snat` or `dsr`: how what clients outside send gets to backends elsewhere.
+    pub forwarding: String,
     /// `loadBalancerSourceRanges` in force.
     pub source_ranges: Vec<String>,
     /// What clients dial.

@@ -17,6 +17,8 @@ pub struct Policies {
     pub external: Policy,
     /// True if it has a NodePort, externalIP or load balancer address in this family (1.57).
     pub is_externally_accessible: bool,
+    /// True if other nodes may send this one what is for its backends (direct server return).
+    pub returns_directly: bool,
 }
 
 /// The answer: indices into the backends that were given, in their order.
@@ -43,7 +45,7 @@ pub struct Selection {
 /// - if none is ready: all that terminate but still serve, whatever their hints (2.7).
 ///
 /// **Local set**, if some frontend may use it (1.58: `internalTrafficPolicy: Local`, or `externalTrafficPolicy:
-/// Local` of something that can be reached from outside, 2.27): the ready backends on this node; if there is none,
+/// Local` of something that can be reached from outside, 2.27; or direct server return of such): the ready backends on this node; if there is none,
 /// those on this node that terminate but still serve (2.10). Hints have no say here. The fallback of one set does
 /// not depend on the other's.
 ///
@@ -72,7 +74,7 @@ fn uses_cluster(policies: Policies) -> bool {
 
 fn uses_local(policies: Policies) -> bool {
     policies.internal == Policy::Local
-        || policies.external == Policy::Local && policies.is_externally_accessible
+        || (policies.external == Policy::Local || policies.returns_directly) && policies.is_externally_accessible
 }
 
 /// Not ready any more, but serving until its connections have ended.

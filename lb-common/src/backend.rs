@@ -53,6 +53,8 @@ pub struct BackendValue<F: Family> {
     pub state: BackendState,
     /// Facts.
     pub flags: BackendFlags,
+    /// Address of the node it runs on, where tunnels for it end; unspecified: not known, so no tunnel leads there.
+    pub node: F::Addr,
 }
 
 /// Key of `MEMBERS`: a backend as seen by one service port.
@@ -96,7 +98,7 @@ impl MemberValue {
     }
 }
 
-const _: () = assert!(size_of::<BackendValue<V4>>() == 12);
-const _: () = assert!(size_of::<BackendValue<V6>>() == 24);
+const _: () = assert!(size_of::<BackendValue<V4>>() == 16);
+const _: () = assert!(size_of::<BackendValue<V6>>() == 40);
 const _: () = assert!(size_of::<MemberKey>() == 8);
 const _: () = assert!(size_of::<MemberValue>() == 4);

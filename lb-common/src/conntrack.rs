@@ -20,6 +20,9 @@ impl ConnectionFlags {
     pub const SNAT: Self = Self(2);
     /// The client is a process of this node whose packets are translated as they leave.
     pub const HOST: Self = Self(4);
+    /// Client → backend's node, in a tunnel: `to` has the addresses of the tunnel's ends, and the packet in it stays as it
+    /// is. There is no entry of the other direction, for the answers do not pass here.
+    pub const TUNNEL: Self = Self(8);
 }
 
 /// How far a connection has come, as seen by the packets of one direction.

@@ -49,6 +49,10 @@ impl Protocol {
     pub const UDP: Self = Self(17);
     /// ICMP for IPv6 (RFC 4443).
     pub const ICMPV6: Self = Self(58);
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: Self = Self(4);
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: Self = Self(41);
     /// SCTP (RFC 9260). Passed through: its CRC32c cannot be updated incrementally.
     pub const SCTP: Self = Self(132);
 

@@ -93,6 +93,9 @@ impl FrontendFlags {
     /// Another frontend of the service port is left to the packet programs by pods' socket hooks, and affinity knows
     /// clients by their addresses there: so is this one, or a client had two backends.
     pub const BY_PACKET: Self = Self(512);
+    /// Direct server return: what a client outside sends to a backend elsewhere goes to its node in a tunnel, unchanged, and
+    /// that node answers the client itself. What comes in a tunnel chooses from the own run.
+    pub const DSR: Self = Self(1024);
 }
 
 /// Where a client stands: `internalTrafficPolicy` or `externalTrafficPolicy` speaks for it.
@@ -123,6 +126,8 @@ pub struct FrontendValue {
     pub internal: Run,
     /// Backends of clients outside.
     pub external: Run,
+    /// With [`FrontendFlags::DSR`], the backends of this node: what another node sends here in a tunnel is for one of them.
+    pub own: Run,
 }
 
 /// What an empty run means for the client.
@@ -135,6 +140,11 @@ pub enum Empty {
 }
 
 impl FrontendValue {
+    /// Every run it refers to.
+    pub const fn runs(&self) -> [Run; 3] {
+        [self.internal, self.external, self.own]
+    }
+
     /// The run that serves `scope`.
     #[inline(always)]
     pub const fn run(&self, scope: Scope) -> Run {
@@ -167,4 +177,4 @@ impl FrontendValue {
 
 const _: () = assert!(size_of::<FrontendKey<V4>>() == 8);
 const _: () = assert!(size_of::<FrontendKey<V6>>() == 20);
-const _: () = assert!(size_of::<FrontendValue>() == 28);
+const _: () = assert!(size_of::<FrontendValue>() == 36);

@@ -54,4 +54,4 @@ const _: () = assert!(SNAT_PORT_MIN + SNAT_PORT_COUNT == 30_000);
 const _: () = assert!(SLOTS_MAX >= 2 * MEMBERS_MAX);
 const _: () = assert!(MEMBERS_MAX >= BACKENDS_MAX);
 const _: () = assert!(EVENTS_BYTES.is_power_of_two());
-const _: () = assert!(Verdict::COUNT == 19);
+const _: () = assert!(Verdict::COUNT == 20);

@@ -67,9 +67,11 @@ pod! {
     FrontendKey<V6> { addr: Addr6, port: Be16, protocol: Protocol, _pad: u8 }
     Run { base: u32, count: u32 }
     FrontendValue { service_port: ServicePortId, flags: FrontendFlags, kind: FrontendKind, _pad: u8,
-        affinity_timeout_s: u32, internal: Run, external: Run }
-    BackendValue<V4> { addr: Addr4, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags }
-    BackendValue<V6> { addr: Addr6, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags }
+        affinity_timeout_s: u32, internal: Run, external: Run, own: Run }
+    BackendValue<V4> { addr: Addr4, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags,
+        node: Addr4 }
+    BackendValue<V6> { addr: Addr6, port: Be16, protocol: Protocol, state: BackendState, flags: BackendFlags,
+        node: Addr6 }
     MemberKey { service_port: ServicePortId, backend: BackendId }
     MemberValue { state: BackendState, sets: MemberSets, _pad: [u8; 2] }
     SourceRangeData<V4> { service_port: ServicePortId, addr: Addr4 }

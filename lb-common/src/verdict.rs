@@ -54,25 +54,27 @@ verdicts! {
     TooBig = 8, "too-big";
     /// Left by XDP, as it came, to the tc program of the same device, which decides and counts it too.
     HandedOn = 9, "handed-on";
+    /// Sent in a tunnel to the backend's node, which answers the client itself.
+    Tunnelled = 10, "tunnelled";
     /// Drop: traffic policy Local and no local backend (spec 5).
-    PolicyLocal = 10, "drop-policy-local";
+    PolicyLocal = 11, "drop-policy-local";
     /// Drop: the client is outside `loadBalancerSourceRanges` (spec 1.52).
-    SourceRange = 11, "drop-source-range";
+    SourceRange = 12, "drop-source-range";
     /// Drop: no free source port towards this backend after the permitted tries.
-    SnatPorts = 12, "drop-snat-ports";
+    SnatPorts = 13, "drop-snat-ports";
     /// Drop: the node has no address of this family to translate the source to.
-    SnatAddress = 13, "drop-snat-address";
+    SnatAddress = 14, "drop-snat-address";
     /// Drop: the routing table has no usable way to the rewritten destination.
-    NoRoute = 14, "drop-no-route";
+    NoRoute = 15, "drop-no-route";
     /// Drop: to be answered, but the packet is one that must not be answered (RST, RFC 9293, 3.10.7.1; ICMP errors and
     /// later fragments, RFC 1122, 3.2.2).
-    RefusedSilently = 15, "drop-unanswerable";
+    RefusedSilently = 16, "drop-unanswerable";
     /// Drop: to be answered, but the answer could not be built.
-    RefusalFailed = 16, "drop-refusal-failed";
+    RefusalFailed = 17, "drop-refusal-failed";
     /// Drop: the kernel refused to rewrite the packet.
-    RewriteFailed = 17, "drop-rewrite-failed";
+    RewriteFailed = 18, "drop-rewrite-failed";
     /// Drop: to be answered with RST or an ICMP error, but this CPU has sent as many as it may.
-    RefusalLimit = 18, "drop-refusal-limit";
+    RefusalLimit = 19, "drop-refusal-limit";
 }
 
 impl Verdict {

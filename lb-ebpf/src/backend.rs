@@ -2,8 +2,8 @@
 
 use lb_common::{
     affinity::{AffinityKey, AffinityValue, ClientKind},
-    backend::{BackendValue, MemberKey},
-    frontend::{FrontendFlags, FrontendValue, Scope},
+    backend::{BackendValue, MemberKey, MemberSets},
+    frontend::{FrontendFlags, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maglev,
 };
@@ -16,8 +16,10 @@ use crate::{
 /// Who asks, and with which luck.
 #[repr(C)]
 pub struct Choice<F: FamilyMaps> {
-    /// Where the client stands.
-    pub scope: Scope,
+    /// The run to choose from.
+    pub run: Run,
+    /// The set of members it holds.
+    pub set: MemberSets,
     /// The client as affinity knows it.
     pub client: F::Client,
     /// What `client` is.
@@ -48,7 +50,7 @@ pub fn serves(service_port: ServicePortId, backend: BackendId) -> bool {
 /// Chooses a backend for a new connection and remembers it where the frontend has affinity; false if nobody serves.
 #[inline(never)]
 pub fn choose<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: &mut Chosen<F>) -> bool {
-    let run = frontend.run(choice.scope);
+    let run = choice.run;
     if run.count == 0 {
         return false;
     }
@@ -73,7 +75,7 @@ fn sticky<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: B
         client: choice.client,
     };
     let now_ns = now_ns();
-    let backend = bound::<F>(frontend, choice.scope, &key, now_ns, chosen);
+    let backend = bound::<F>(frontend, choice.set, &key, now_ns, chosen);
     let value = AffinityValue { last_used_ns: now_ns, backend, _pad: 0 };
     // Without room the client is merely not bound.
     let _ = F::affinity().insert(key, value, 0);
@@ -87,7 +89,7 @@ fn sticky<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: B
 #[inline(always)]
 fn bound<F: FamilyMaps>(
     frontend: &FrontendValue,
-    scope: Scope,
+    set: MemberSets,
     key: &AffinityKey<F>,
     now_ns: u64,
     chosen: BackendId,
@@ -100,7 +102,7 @@ fn bound<F: FamilyMaps>(
     let key = MemberKey { service_port: frontend.service_port, backend: entry.backend };
     // SAFETY: read at once.
     match unsafe { MEMBERS.get(key) } {
-        Some(member) if member.sets.has(frontend.member_set(scope)) => entry.backend,
+        Some(member) if member.sets.has(set) => entry.backend,
         _ => chosen,
     }
 }

@@ -6,13 +6,13 @@
 
 use lb_common::{
     affinity::ClientKind,
-    backend::BackendFlags,
+    backend::{BackendFlags, MemberSets},
     conntrack::{Coarse, ConnectionFlags, ConnectionValue},
     device::NodeAddressKey,
     family::Address as _,
     flow::Tuple,
     fragment::FragmentValue,
-    frontend::{Empty, FrontendFlags, FrontendKind, FrontendValue},
+    frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     maps::Scratch,
     verdict::{DropReason, Verdict},
 };
@@ -33,7 +33,7 @@ use crate::{
     parse::{ETHERNET_LEN, Fragment, Headers},
     ports,
     reject::{self, Answer, Back, FamilyAnswer},
-    service_cidr, vip,
+    service_cidr, tunnel, vip,
 };
 
 /// Everything a family brings.
@@ -90,9 +90,16 @@ pub struct Work<F: Balanced> {
     chosen: Chosen<F>,
     /// Its connection, as far as it is known.
     pub opening: Opening<F>,
-    answer: Answer<F>,
+    /// Room for headers of ours.
+    pub answer: Answer<F>,
     /// What an ICMP error is about.
     pub quote: Quote<F>,
+    /// The frontend that is dialled.
+    pub dialled: FrontendKey<F>,
+    /// 1: came in a tunnel, for a backend of this node.
+    pub is_tunnelled: u32,
+    /// 1: the tunnel met congestion.
+    pub is_congested: u32,
 }
 
 impl<F: Balanced> Work<F> {
@@ -151,12 +158,15 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
 /// headers come from memory it knows nothing about.
 #[inline(never)]
 fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
-    let Work { headers, way, opening, .. } = work;
-    let headers = &*headers;
-    opening.reset();
+    work.opening.reset();
+    let headers = &work.headers;
     if let Some(entry) = conntrack::lookup(&headers.flow) {
         if !belongs(entry, hook) {
             return Verdict::NotOurs as u32;
+        }
+        // What came in a tunnel goes into no other: two nodes could send it to each other for ever.
+        if work.is_tunnelled != 0 && entry.flags.has(ConnectionFlags::TUNNEL) {
+            return UNKNOWN;
         }
         let holds = if entry.flags.has(ConnectionFlags::REPLY) {
             entry.note(headers.flow.protocol, headers.tcp_flags, Coarse::from_ns(now_ns()));
@@ -165,9 +175,9 @@ fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
             conntrack::holds(entry, headers)
         };
         if holds {
-            opening.service_port = entry.service_port;
-            opening.backend = entry.backend;
-            return continued(packet, headers, entry, hook, way) as u32;
+            work.opening.service_port = entry.service_port;
+            work.opening.backend = entry.backend;
+            return continued(packet, work, entry, hook) as u32;
         }
     }
     if hook == Hook::WorkloadEgress { Verdict::NotOurs as u32 } else { UNKNOWN }
@@ -191,18 +201,19 @@ pub fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
 #[inline(always)]
 fn continued<F: Balanced, P: Packet>(
     packet: &mut P,
-    headers: &Headers<F>,
+    work: &mut Work<F>,
     entry: &mut ConnectionValue<F>,
     hook: Hook,
-    way: &mut Way,
 ) -> Verdict {
-    let verdict = if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
-        forwarded(packet, headers, entry, way)
+    let sends_on = entry.flags.has(ConnectionFlags::SNAT) || entry.flags.has(ConnectionFlags::TUNNEL);
+    let verdict = if sends_on || is_host_forward(entry.flags) {
+        forwarded(packet, work, entry)
     } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
-        received(packet, headers, &entry.to, way)
+        received(packet, &work.headers, &entry.to, &mut work.way)
     } else {
-        translated(packet, headers, &entry.to)
+        translated(packet, &work.headers, &entry.to)
     };
+    let headers = &work.headers;
     if headers.fragment == Fragment::First {
         remember_fragment(headers);
     }
@@ -224,36 +235,54 @@ fn translated<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, to: 
     }
 }
 
-/// Rewrites and sends on. XDP asks the routing table once a second and not for each packet.
+/// Rewrites, or wraps, and sends on.
 #[inline(always)]
 fn forwarded<F: Balanced, P: Packet>(
     packet: &mut P,
-    headers: &Headers<F>,
+    work: &mut Work<F>,
     entry: &mut ConnectionValue<F>,
-    way: &mut Way,
 ) -> Verdict {
-    let (now, from) = (entry.last_seen, packet.ifindex());
-    let mut hop = if P::HANDS_ON { forward::remembered(&entry.to) } else { None };
-    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(&entry.to, from)) {
-        if hop.holds(now, headers.ip_len) {
-            way.follow(hop);
-            return sent(packet, headers, &entry.to, way);
-        }
-        if hop.is_to_be_probed(now) {
-            hop.asked = now;
-            return Verdict::HandedOn;
-        }
+    let Work { headers, way, answer, .. } = work;
+    let in_tunnel = entry.flags.has(ConnectionFlags::TUNNEL);
+    if P::HANDS_ON && in_tunnel && headers.l3 != ETHERNET_LEN {
+        return Verdict::HandedOn;
     }
-    match forward::route(packet, &entry.to, forward::wire_len(packet, headers), way) {
-        Ok(Route::Via) => {
-            if let Some(hop) = hop {
-                way.remember(hop, &entry.to, from, now);
-            }
-            sent(packet, headers, &entry.to, way)
-        }
+    let added = if in_tunnel { F::HEADER_LEN as u16 } else { 0 };
+    match routed(packet, headers, entry, added, way) {
+        Ok(Route::Via) if in_tunnel => tunnel::send(packet, headers, &entry.to, way, answer),
+        Ok(Route::Via) => sent(packet, headers, &entry.to, way),
+        Ok(Route::Local) if in_tunnel => Verdict::NoRoute,
         Ok(Route::Local) => translated(packet, headers, &entry.to),
         Err(reason) => reason,
     }
+}
+
+/// The way of a connection's packet with `added` bytes. XDP asks the routing table once a second and not for each packet.
+#[inline(always)]
+fn routed<F: Balanced, P: Packet>(
+    packet: &P,
+    headers: &Headers<F>,
+    entry: &mut ConnectionValue<F>,
+    added: u16,
+    way: &mut Way,
+) -> Result<Route, DropReason> {
+    let (now, from) = (entry.last_seen, packet.ifindex());
+    let mut hop = if P::HANDS_ON { forward::remembered(&entry.to) } else { None };
+    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(&entry.to, from)) {
+        if hop.holds(now, headers.ip_len + added as u32) {
+            way.follow(hop);
+            return Ok(Route::Via);
+        }
+        if hop.is_to_be_probed(now) {
+            hop.asked = now;
+            return Err(Verdict::HandedOn);
+        }
+    }
+    let route = forward::route_added(packet, &entry.to, forward::wire_len(packet, headers), added, way)?;
+    if let Some(hop) = hop.filter(|_| route == Route::Via) {
+        way.remember(hop, &entry.to, from, now);
+    }
+    Ok(route)
 }
 
 /// Rewrites and sends on by a known way.
@@ -335,12 +364,14 @@ pub fn complain<F: Balanced, P: Packet>(packet: &mut P, hook: u32, code: u32) ->
 #[inline(always)]
 fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let headers = &work.headers;
-    let addr = headers.flow.tuple.src;
-    let Some(frontend) = frontend::lookup(&headers.flow.tuple, headers.flow.protocol) else {
+    if work.is_tunnelled == 0 {
+        dial(headers, &mut work.dialled);
+    }
+    let Some(frontend) = frontend::lookup(&work.dialled) else {
         return unknown(packet, work, hook);
     };
     if frontend.flags.has(FrontendFlags::HOST_ONLY)
-        || (hook == Hook::UplinkEgress && !is_node_address::<F>(addr))
+        || (hook == Hook::UplinkEgress && !is_node_address::<F>(&headers.flow.tuple.src))
     {
         return Verdict::NotOurs;
     }
@@ -348,27 +379,47 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
         return Verdict::NotOurs;
     }
     work.opening.service_port = frontend.service_port;
-    if !frontend::allows::<F>(frontend, addr) {
+    if !frontend::allows::<F>(frontend, &headers.flow.tuple.src) {
         return Verdict::SourceRange;
     }
     let scope = client::scope::<F, P>(packet, &headers.flow.tuple.src, hook);
-    work.choice = Choice {
-        scope,
-        client: F::client_from_addr(addr),
-        client_kind: ClientKind::ADDRESS,
-        flow_hash: headers.flow.hash(0),
-        random: random(),
+    let (run, set, empty, source) = if work.is_tunnelled == 0 {
+        let source = client::source(scope, frontend, hook);
+        (frontend.run(scope), frontend.member_set(scope), frontend.when_empty(scope), source)
+    } else {
+        // The node that sent it here knows of a backend that has just gone, or is not yet known here.
+        (frontend.own, MemberSets::LOCAL, Empty::Drop, Source::KeptHere)
     };
+    ask(&work.headers, run, set, &mut work.choice);
     if !backend::choose(frontend, &work.choice, &mut work.chosen) {
-        return unserved(packet, work, frontend.when_empty(scope), hook);
+        return unserved(packet, work, empty, hook);
     }
-    match connected(packet, work, client::source(scope, frontend, hook), hook) {
+    match connected(packet, work, source, hook) {
         Ok(verdict) => {
             remember_fragment(&work.headers);
             verdict
         }
         Err(reason) => reason,
     }
+}
+
+/// Notes what a packet dials.
+#[inline(never)]
+pub fn dial<F: Balanced>(headers: &Headers<F>, dialled: &mut FrontendKey<F>) {
+    *dialled = FrontendKey::new(headers.flow.tuple.dst, headers.flow.tuple.dst_port, headers.flow.protocol);
+}
+
+/// Notes who asks for a backend, and with which luck.
+#[inline(never)]
+fn ask<F: Balanced>(headers: &Headers<F>, run: Run, set: MemberSets, choice: &mut Choice<F>) {
+    *choice = Choice {
+        run,
+        set,
+        client: F::client_from_addr(headers.flow.tuple.src),
+        client_kind: ClientKind::ADDRESS,
+        flow_hash: headers.flow.hash(0),
+        random: random(),
+    };
 }
 
 /// What becomes of a packet that no connection and no frontend knows: to a VIP, or in a service CIDR, it is refused. Of
@@ -380,7 +431,7 @@ fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hoo
     }
     let tuple = &work.headers.flow.tuple;
     if !(service_cidr::contains::<F>(&tuple.dst) || vip::is_ours::<F>(&tuple.dst))
-        || (hook == Hook::UplinkEgress && !is_node_address::<F>(tuple.src))
+        || (hook == Hook::UplinkEgress && !is_node_address::<F>(&tuple.src))
     {
         return Verdict::NotOurs;
     }
@@ -405,15 +456,16 @@ fn beside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Verdict
 fn answers_node<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, frontend: &FrontendValue) -> bool {
     let tuple = &headers.flow.tuple;
     frontend.kind != FrontendKind::CLUSTER_IP
-        && is_node_address::<F>(tuple.dst)
+        && is_node_address::<F>(&tuple.dst)
         && host_socket::is_peer(packet, tuple, headers.flow.protocol, headers.tcp_flags)
 }
 
-/// True if `addr` is this node's own.
-#[inline(always)]
-fn is_node_address<F: Balanced>(addr: F::Addr) -> bool {
+/// True if `addr` is this node's own. Like all questions about whole addresses a BPF function of its own: the copy it asks
+/// with takes none of its caller's stack.
+#[inline(never)]
+fn is_node_address<F: Balanced>(addr: &F::Addr) -> bool {
     // SAFETY: only asked whether it exists.
-    unsafe { F::node_addresses().get(NodeAddressKey { addr }) }.is_some()
+    unsafe { F::node_addresses().get(NodeAddressKey { addr: *addr }) }.is_some()
 }
 
 /// The answer to a client that nobody serves.
@@ -428,7 +480,7 @@ fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: E
     reject::refuse(packet, &work.headers, &mut work.answer, hook.back())
 }
 
-/// Records a connection to the chosen backend and translates its first packet.
+/// Records a connection to the chosen backend and translates, or wraps, its first packet.
 #[inline(always)]
 fn connected<F: Balanced, P: Packet>(
     packet: &mut P,
@@ -436,34 +488,69 @@ fn connected<F: Balanced, P: Packet>(
     source: Source,
     hook: Hook,
 ) -> Result<Verdict, DropReason> {
-    let Work { headers, way, chosen, opening, .. } = work;
-    opening.to = headers.flow.tuple;
-    opening.to.dst = chosen.value.addr;
-    opening.to.dst_port = chosen.value.port;
-    opening.backend = chosen.id;
+    let Work { headers, way, chosen, opening, answer, .. } = work;
+    let source = match source {
+        Source::KeptThere if !has_tunnel(chosen) => Source::KeptHere,
+        // XDP sees a VLAN tag that the device takes off before tc; one that stays keeps the packet out of tunnels.
+        Source::KeptThere if headers.l3 > ETHERNET_LEN && P::HANDS_ON => return Err(Verdict::HandedOn),
+        Source::KeptThere if headers.l3 > ETHERNET_LEN => Source::KeptHere,
+        source => source,
+    };
+    aim(headers, chosen, source, opening);
     let len = forward::wire_len(packet, headers);
     opening.flags = flags(packet, (&opening.to, len, chosen, source), hook, way)?;
-    if opening.flags.has(ConnectionFlags::SNAT) {
-        let device = way.device().ok_or(Verdict::SnatAddress)?;
-        opening.to.src = F::snat_address(device);
-        if opening.to.src.is_unspecified() {
-            return Err(Verdict::SnatAddress);
-        }
+    if opening.flags.has(ConnectionFlags::SNAT) || opening.flags.has(ConnectionFlags::TUNNEL) {
+        send_from_node(way, &mut opening.to)?;
     }
     conntrack::record(opening, headers)?;
     count_connection(opening.service_port, chosen.id);
-    Ok(if opening.flags == ConnectionFlags(0) {
+    Ok(if opening.flags.has(ConnectionFlags::TUNNEL) {
+        tunnel::send(packet, headers, &opening.to, way, answer)
+    } else if opening.flags == ConnectionFlags(0) {
         translated(packet, headers, &opening.to)
     } else {
         sent(packet, headers, &opening.to, way)
     })
 }
 
+/// True if a backend is on another node whose address is known.
+#[inline(never)]
+fn has_tunnel<F: Balanced>(chosen: &Chosen<F>) -> bool {
+    !chosen.value.flags.has(BackendFlags::LOCAL) && !chosen.value.node.is_unspecified()
+}
+
+/// Lets a connection go to the chosen backend, or to its node.
+#[inline(never)]
+fn aim<F: Balanced>(headers: &Headers<F>, chosen: &Chosen<F>, source: Source, opening: &mut Opening<F>) {
+    opening.to = headers.flow.tuple;
+    opening.backend = chosen.id;
+    if source == Source::KeptThere {
+        opening.to.dst = chosen.value.node;
+    } else {
+        opening.to.dst = chosen.value.addr;
+        opening.to.dst_port = chosen.value.port;
+    }
+}
+
+/// Gives a packet that leaves by `way` the source of this node's packets there.
+#[inline(never)]
+fn send_from_node<F: Balanced>(way: &Way, to: &mut Tuple<F>) -> Result<(), DropReason> {
+    let Some(device) = way.device() else { return Err(Verdict::SnatAddress) };
+    to.src = F::snat_address(device);
+    if to.src.is_unspecified() { Err(Verdict::SnatAddress) } else { Ok(()) }
+}
+
+/// True if a client is its own backend.
+#[inline(never)]
+fn is_hairpin<F: Balanced>(to: &Tuple<F>) -> bool {
+    to.dst == to.src
+}
+
 /// How a connection's packets travel to `chosen`, and if not by the stack, the way.
 ///
-/// The program sends on what gets a node address (SNAT), and what the node's own processes sent (HOST). A backend
-/// that is the node itself sees the client whatever was asked for: the stack takes no packet from its own address
-/// (spec 4.27).
+/// The program sends on what gets a node address (SNAT), what goes in a tunnel, and what the node's own processes sent
+/// (HOST). A backend that is the node itself sees the client whatever was asked for: the stack takes no packet from its
+/// own address (spec 4.27).
 #[inline(always)]
 fn flags<F: Balanced, P: Packet>(
     packet: &P,
@@ -473,15 +560,18 @@ fn flags<F: Balanced, P: Packet>(
 ) -> Result<ConnectionFlags, DropReason> {
     let by_stack = match source {
         _ if hook == Hook::UplinkEgress => false,
-        Source::Kept => to.dst != to.src,
+        Source::Kept => !is_hairpin(to),
         Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
-        Source::Replaced => false,
+        Source::KeptThere | Source::Replaced => false,
     };
-    if by_stack || forward::route(packet, to, len, way)? == Route::Local {
-        return Ok(ConnectionFlags(0));
+    let added = if source == Source::KeptThere { F::HEADER_LEN as u16 } else { 0 };
+    if by_stack || forward::route_added(packet, to, len, added, way)? == Route::Local {
+        // Nobody wraps a packet for itself.
+        return if source == Source::KeptThere { Err(Verdict::NoRoute) } else { Ok(ConnectionFlags(0)) };
     }
     Ok(match source {
         _ if hook == Hook::UplinkEgress => ConnectionFlags::HOST,
+        Source::KeptThere => ConnectionFlags::TUNNEL,
         Source::KeptHere if way.leads_to_workload() => ConnectionFlags(0),
         _ => ConnectionFlags::SNAT,
     })

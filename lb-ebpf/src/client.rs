@@ -8,7 +8,7 @@
 
 use lb_common::{
     device::DeviceFlags,
-    frontend::{FrontendKind, FrontendValue, Scope},
+    frontend::{FrontendFlags, FrontendKind, FrontendValue, Scope},
     settings::DetectLocal,
 };
 
@@ -27,6 +27,8 @@ pub enum Source {
     Kept,
     /// The client's if the backend is on this node, else this node's.
     KeptHere,
+    /// The client's wherever the backend is: its node answers the client itself (direct server return).
+    KeptThere,
     /// This node's.
     Replaced,
 }
@@ -53,6 +55,7 @@ pub fn source(scope: Scope, frontend: &FrontendValue, hook: Hook) -> Source {
         Hook::WorkloadIngress if scope == Scope::Internal || detect_local() == DetectLocal::NONE => {
             Source::Kept
         }
+        Hook::UplinkIngress if frontend.flags.has(FrontendFlags::DSR) => Source::KeptThere,
         _ => Source::KeptHere,
     }
 }

@@ -87,7 +87,8 @@ impl<F: FamilyMaps> Opening<F> {
     }
 }
 
-/// Records both directions of the flow `headers` belongs to; `opening.to` then is what the packet becomes.
+/// Records both directions of the flow `headers` belongs to; `opening.to` then is what the packet becomes. Of a flow that
+/// goes on in a tunnel only the one direction passes here.
 ///
 /// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
 /// backend dialled from one client port, or two clients translated to one node address, would share it; the later
@@ -109,11 +110,13 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
         _pad: [0; 2],
     };
     opening.key = FlowKey::new(opening.to.reversed(), headers.flow.protocol);
-    let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
-    if !keeps_port && !find_port(opening) {
-        return Err(Verdict::SnatPorts);
+    if !opening.flags.has(ConnectionFlags::TUNNEL) {
+        let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
+        if !keeps_port && !find_port(opening) {
+            return Err(Verdict::SnatPorts);
+        }
+        opening.to.src_port = opening.key.tuple.dst_port;
     }
-    opening.to.src_port = opening.key.tuple.dst_port;
     opening.entry.to = opening.to;
     opening.entry.flags = opening.flags;
     if headers.flow.protocol == Protocol::TCP {

@@ -70,6 +70,8 @@ pub enum Route {
 pub struct Way {
     params: FibParams,
     next_hop: NextHop,
+    /// Bytes that a tunnel's header adds to the packet.
+    added: u16,
 }
 
 impl Way {
@@ -101,14 +103,15 @@ impl Way {
         hop.ifindex = self.next_hop.ifindex;
         hop.asked = asked;
         hop.macs = self.next_hop.macs;
-        hop.mtu = self.mtu();
+        hop.mtu = self.mtu().saturating_add(self.added);
     }
 
-    /// What the next hop takes, after a [`route`] that was given a length: bytes from the IP header on.
+    /// What the next hop takes of the sender's packet, after a [`route`] that was given a length: bytes from the IP header
+    /// on.
     #[inline(always)]
     pub fn mtu(&self) -> u16 {
         // SAFETY: either member of the union is a plain integer; the kernel has written the MTU (Linux 5.12).
-        unsafe { self.params.__bindgen_anon_1.mtu_result }
+        unsafe { self.params.__bindgen_anon_1.mtu_result }.saturating_sub(self.added)
     }
 
     /// Its link-layer address.
@@ -171,11 +174,24 @@ pub fn route<F: FamilyRoute, P: Packet>(
     len: u16,
     way: &mut Way,
 ) -> Result<Route, DropReason> {
+    route_added(packet, tuple, len, 0, way)
+}
+
+/// The same of a packet to which `added` bytes will be added: a tunnel's header.
+#[inline(always)]
+pub fn route_added<F: FamilyRoute, P: Packet>(
+    packet: &P,
+    tuple: &Tuple<F>,
+    len: u16,
+    added: u16,
+    way: &mut Way,
+) -> Result<Route, DropReason> {
+    way.added = added;
     // SAFETY: integers only, all zeroes is a value.
     way.params = unsafe { core::mem::zeroed() };
     way.params.family = F::ADDRESS_FAMILY;
     way.params.ifindex = packet.ifindex();
-    way.params.__bindgen_anon_1.tot_len = len;
+    way.params.__bindgen_anon_1.tot_len = len.saturating_add(added);
     F::set(&mut way.params, tuple);
     let size = size_of::<FibParams>() as i32;
     // SAFETY: valid context; `params` is initialised and `size` bytes long.

@@ -2,27 +2,25 @@
 
 use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
-    family::Protocol,
-    flow::Tuple,
     frontend::{FrontendFlags, FrontendKey, FrontendValue},
     source_range::SourceRangeKey,
 };
 
 use crate::maps::FamilyMaps;
 
-/// The frontend at the destination of `tuple`.
+/// The frontend that is dialled by `key`.
 #[inline(always)]
-pub fn lookup<F: FamilyMaps>(tuple: &Tuple<F>, protocol: Protocol) -> Option<&'static FrontendValue> {
+pub fn lookup<F: FamilyMaps>(key: &FrontendKey<F>) -> Option<&'static FrontendValue> {
     // SAFETY: the agent replaces values whole (a fresh element under RCU); the one read stays valid for this run.
-    unsafe { F::frontends().get(FrontendKey::new(tuple.dst, tuple.dst_port, protocol)) }
+    unsafe { F::frontends().get(key) }
 }
 
 /// True if `loadBalancerSourceRanges` lets `client` use the frontend.
-#[inline(always)]
-pub fn allows<F: FamilyMaps>(frontend: &FrontendValue, client: F::Addr) -> bool {
+#[inline(never)]
+pub fn allows<F: FamilyMaps>(frontend: &FrontendValue, client: &F::Addr) -> bool {
     if !frontend.flags.has(FrontendFlags::SOURCE_RANGES) {
         return true;
     }
-    let key = SourceRangeKey::<F>::lookup(frontend.service_port, client);
+    let key = SourceRangeKey::<F>::lookup(frontend.service_port, *client);
     F::source_ranges().get(&Key::new(key.prefix_len, key.data)).is_some()
 }

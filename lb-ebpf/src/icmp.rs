@@ -23,6 +23,7 @@ use crate::{
     packet::{OFFSET_MASK, Packet, Refused},
     parse::{ETHERNET_LEN, Fragment, Headers},
     reject::{self, TTL},
+    tunnel,
     vip,
 };
 
@@ -44,6 +45,14 @@ pub struct Quote<F: Balanced> {
     to: Tuple<F>,
     /// What the error's own addresses become; no ports.
     outer: Tuple<F>,
+}
+
+impl<F: Balanced> Quote<F> {
+    /// The flow of an answer to the quoted packet.
+    #[inline(always)]
+    pub fn answer(&self) -> &FlowKey<F> {
+        &self.answer
+    }
 }
 
 /// Decides about the ICMP packet whose IP header stands in the scratch memory, does it and counts it; the verdict's
@@ -122,7 +131,7 @@ fn update<P: Packet>(packet: &mut P, offset: usize, change: Sum) -> Result<(), R
 /// Translates an error about a packet of a connection of ours.
 #[inline(always)]
 fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
-    let Work { headers, way, opening, quote, .. } = work;
+    let Work { headers, way, opening, quote, answer, .. } = work;
     if quoted(packet, headers, quote).is_none() {
         return Verdict::NotOurs;
     }
@@ -132,6 +141,12 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     }
     opening.service_port = entry.service_port;
     opening.backend = entry.backend;
+    if entry.flags.has(ConnectionFlags::TUNNEL) {
+        return match forward::route_added(packet, &entry.to, headers.ip_len as u16, F::HEADER_LEN as u16, way) {
+            Ok(Route::Via) => tunnel::send(packet, headers, &entry.to, way, answer),
+            _ => Verdict::RefusedSilently,
+        };
+    }
     quote.to = entry.to.reversed();
     quote.outer = Tuple { src_port: Be16::default(), dst_port: Be16::default(), ..entry.to };
     // What keeps its source, as clients do without SNAT, leaves the router its own.
@@ -149,7 +164,7 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
 
 /// Reads what an error quotes: a TCP or UDP packet with its ports, sent by the one the error is addressed to.
 #[inline(never)]
-fn quoted<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, quote: &mut Quote<F>) -> Option<()> {
+pub fn quoted<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, quote: &mut Quote<F>) -> Option<()> {
     let inner = &mut quote.headers;
     if headers.l4 > OFFSET_MASK - 128 {
         return None;

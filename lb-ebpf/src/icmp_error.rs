@@ -131,7 +131,7 @@ pub fn tell<F: FamilyAnswer, P: Packet>(
         .add(u32::from_ne_bytes(message.rest));
     let len = (ICMP_LEN + quoted) as u16;
     let pseudo = F::icmp_pseudo_header(headers, answer.from, len);
-    answer.ip = F::header(headers, answer.from, F::ICMP, len);
+    answer.ip = F::header((answer.from, headers.flow.tuple.src), F::FIRST_WORD, F::ICMP, len);
     answer.icmp = IcmpHeader {
         type_code: message.type_code,
         checksum: Sum(sum.0 + pseudo.0).checksum(),

@@ -2,7 +2,7 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
-//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `reject`, `icmp_error`; `icmp` for what
+//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
 //! quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
@@ -27,6 +27,7 @@ mod ports;
 mod reject;
 mod service_cidr;
 mod socket;
+mod tunnel;
 mod vip;
 
 use aya_ebpf::{
@@ -115,9 +116,19 @@ fn log(packet: &TcPacket, verdict: Option<Verdict>) {
 fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<(Verdict, u32)> {
     let work = Work::<F>::new()?;
     work.headers.l3 = l3;
-    let verdict = match parse::<F, P>(packet, &mut work.headers)? {
+    work.is_tunnelled = 0;
+    let mut carries = parse::<F, P>(packet, &mut work.headers)?;
+    if carries == Carries::Tunnel && hook == Hook::UplinkIngress && !P::HANDS_ON {
+        carries = match packet.unwrap_tunnel() {
+            code if code == Carries::Transport as u32 => Carries::Transport,
+            code if code == Carries::Icmp as u32 => Carries::Icmp,
+            _ => return None,
+        };
+    }
+    let verdict = match carries {
         Carries::Transport => balance(packet, work, hook),
         Carries::Icmp => Verdict::from_code(packet.icmp(hook as u32))?,
+        Carries::Tunnel => return None,
     };
     Some((verdict, work.way.ifindex()))
 }
@@ -144,9 +155,9 @@ fn divert(context: XdpContext) -> u32 {
         _ => None,
     };
     match decided {
-        Some((Verdict::Redirected, to)) if to == packet.ifindex() => xdp_action::XDP_TX,
+        Some((Verdict::Redirected | Verdict::Tunnelled, to)) if to == packet.ifindex() => xdp_action::XDP_TX,
         // SAFETY: no pointers.
-        Some((Verdict::Redirected, to)) => unsafe { bpf_redirect(to, 0) as u32 },
+        Some((Verdict::Redirected | Verdict::Tunnelled, to)) => unsafe { bpf_redirect(to, 0) as u32 },
         Some((verdict, _)) if verdict.is_drop() => xdp_action::XDP_DROP,
         _ => xdp_action::XDP_PASS,
     }
@@ -154,7 +165,7 @@ fn divert(context: XdpContext) -> u32 {
 
 /// The stages that are BPF functions of their own at tc hooks, for one family.
 macro_rules! tc_stages {
-    ($family:ident, $open:ident, $icmp:ident, $complain:ident) => {
+    ($family:ident, $open:ident, $icmp:ident, $unwrap:ident, $complain:ident) => {
         /// [`open`] at tc hooks.
         #[unsafe(no_mangle)]
         #[inline(never)]
@@ -167,6 +178,13 @@ macro_rules! tc_stages {
         #[inline(never)]
         pub extern "C" fn $icmp(skb: *mut __sk_buff, hook: u32) -> u32 {
             icmp::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+        }
+
+        /// [`unwrap`](tunnel::unwrap) at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $unwrap(skb: *mut __sk_buff) -> u32 {
+            tunnel::unwrap::<$family, _>(&mut TcPacket::new(TcContext::new(skb)))
         }
 
         /// [`complain`] at tc hooks.
@@ -188,6 +206,11 @@ macro_rules! tc_stages {
             }
 
             #[inline(always)]
+            fn unwrap_tunnel(&mut self) -> u32 {
+                $unwrap(self.skb())
+            }
+
+            #[inline(always)]
             fn complain(&mut self, hook: u32, code: u32) -> u32 {
                 $complain(self.skb(), hook, code)
             }
@@ -195,8 +218,8 @@ macro_rules! tc_stages {
     };
 }
 
-tc_stages!(V4, tc_open4, tc_icmp4, tc_complain4);
-tc_stages!(V6, tc_open6, tc_icmp6, tc_complain6);
+tc_stages!(V4, tc_open4, tc_icmp4, tc_unwrap4, tc_complain4);
+tc_stages!(V6, tc_open6, tc_icmp6, tc_unwrap6, tc_complain6);
 
 /// [`open`] for IPv4 packets at XDP hooks.
 #[unsafe(no_mangle)]
@@ -232,7 +255,7 @@ fn action(verdict: Option<Verdict>) -> i32 {
     match verdict {
         None | Some(Verdict::NotOurs | Verdict::Translated) => TC_ACT_UNSPEC,
         Some(
-            Verdict::Redirected | Verdict::Refused | Verdict::Echoed | Verdict::TtlExceeded | Verdict::TooBig,
+            Verdict::Redirected | Verdict::Tunnelled | Verdict::Refused | Verdict::Echoed | Verdict::TtlExceeded | Verdict::TooBig,
         ) => TC_ACT_REDIRECT,
         Some(_) => TC_ACT_SHOT,
     }

@@ -72,6 +72,11 @@ pub trait FamilyHeader: FamilyMaps {
     /// ICMP types of an echo request and of its reply.
     const ECHO_REQUEST: u8;
     const ECHO_REPLY: u8;
+    /// Protocol of a packet of the family in a tunnel of the same family.
+    const TUNNEL: Protocol;
+
+    /// The ECN field of a header that begins with `first_word` (RFC 3168, 5).
+    fn ecn(first_word: [u8; 4]) -> u8;
 
     /// True if ICMP packets of type `kind` quote the packet they are about and say what is wrong with it.
     fn is_error(kind: u8) -> bool;
@@ -116,6 +121,12 @@ impl FamilyHeader for V4 {
     const ICMP: Protocol = Protocol::ICMP;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
+    const TUNNEL: Protocol = Protocol::IPIP;
+
+    #[inline(always)]
+    fn ecn([_, tos, ..]: [u8; 4]) -> u8 {
+        tos & 3
+    }
 
     /// Destination unreachable, time exceeded, parameter problem (RFC 792). Source quench is deprecated (RFC 6633),
     /// redirects concern one link.
@@ -161,6 +172,12 @@ impl FamilyHeader for V6 {
     const ICMP: Protocol = Protocol::ICMPV6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
+    const TUNNEL: Protocol = Protocol::IPV6;
+
+    #[inline(always)]
+    fn ecn([_, class_flow, ..]: [u8; 4]) -> u8 {
+        class_flow >> 4 & 3
+    }
 
     /// Destination unreachable, packet too big, time exceeded, parameter problem (RFC 4443).
     #[inline(always)]
@@ -250,14 +267,17 @@ pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)
 
 /// What an IP packet carries, as far as it may concern us.
 #[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
 pub enum Carries {
     /// TCP or UDP, the ports known.
-    Transport,
+    Transport = 0,
     /// ICMP of the family; nothing of it was read yet.
-    Icmp,
+    Icmp = 1,
+    /// A packet of the same family, whole and behind a header without options; nothing of it was read yet.
+    Tunnel = 2,
 }
 
-/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP or ICMP, a later fragment of an unknown
+/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP, ICMP or a tunnel, a later fragment of an unknown
 /// datagram, or too short to tell.
 #[inline(always)]
 pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<Carries> {
@@ -267,7 +287,16 @@ pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -
     if headers.flow.protocol != Protocol::TCP && headers.flow.protocol != Protocol::UDP {
         headers.flow.tuple.src_port = Be16::default();
         headers.flow.tuple.dst_port = Be16::default();
-        return if headers.flow.protocol == F::ICMP { Some(Carries::Icmp) } else { None };
+        return if headers.flow.protocol == F::ICMP {
+            Some(Carries::Icmp)
+        } else if headers.flow.protocol == F::TUNNEL
+            && headers.fragment == Fragment::Whole
+            && headers.l4 - headers.l3 == F::HEADER_LEN
+        {
+            Some(Carries::Tunnel)
+        } else {
+            None
+        };
     }
     let ports = transport(packet, headers)?;
     headers.flow.tuple.src_port = ports.src_port;
@@ -283,7 +312,9 @@ fn transport<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -
         return unsafe { F::fragments().get(headers.fragment_key()) }.copied();
     }
     if headers.flow.protocol == Protocol::TCP {
-        headers.tcp_flags = TcpFlags(packet.read(headers.l4 + 13)?);
+        // Two bytes: the bound of one is `at < end`, from which the verifier learns nothing where `at` is unknown.
+        let [_, flags]: [u8; 2] = packet.read(headers.l4 + 12)?;
+        headers.tcp_flags = TcpFlags(flags);
     }
     let [src_port, dst_port]: [Be16; 2] = packet.read(headers.l4)?;
     Some(FragmentValue { src_port, dst_port })

@@ -42,8 +42,16 @@ const TCP_LEN: usize = 20;
 pub trait FamilyAnswer: FamilyRewrite + FamilyError {
     /// Its IP header.
     type Header: Copy;
-    /// The header of an answer from `src` with `len` bytes behind it.
-    fn header(headers: &Headers<Self>, src: Self::Addr, protocol: Protocol, len: u16) -> Self::Header;
+    /// The first word of a header of ours, unless another packet's is taken.
+    const FIRST_WORD: [u8; 4];
+    /// The header of a packet between two ends, from and to, with `len` bytes behind it. Its traffic class and, in IPv6, flow label
+    /// are those of a header that begins with `first_word`.
+    fn header(
+        ends: (Self::Addr, Self::Addr),
+        first_word: [u8; 4],
+        protocol: Protocol,
+        len: u16,
+    ) -> Self::Header;
     /// Sum of what an ICMP checksum covers besides the message: nothing, or the pseudo header (RFC 4443, 2.3).
     fn icmp_pseudo_header(headers: &Headers<Self>, src: Self::Addr, len: u16) -> Sum;
 }
@@ -85,12 +93,18 @@ const DONT_FRAGMENT: u16 = 0x4000;
 impl FamilyAnswer for V4 {
     type Header = Ipv4Header;
 
+    const FIRST_WORD: [u8; 4] = [0x45, 0, 0, 0];
+
     #[inline(always)]
-    fn header(headers: &Headers<V4>, src: Addr4, protocol: Protocol, len: u16) -> Ipv4Header {
+    fn header(
+        (src, dst): (Addr4, Addr4),
+        [_, tos, ..]: [u8; 4],
+        protocol: Protocol,
+        len: u16,
+    ) -> Ipv4Header {
         let total_len = Be16::new(Self::HEADER_LEN as u16 + len);
-        let dst = headers.flow.tuple.src;
         let sum = Sum::default()
-            .add16(u16::from_ne_bytes([0x45, 0]))
+            .add16(u16::from_ne_bytes([0x45, tos]))
             .add16(u16::from_ne_bytes(total_len.0))
             .add16(DONT_FRAGMENT.to_be())
             .add16(u16::from_ne_bytes([TTL, protocol.0]))
@@ -98,7 +112,7 @@ impl FamilyAnswer for V4 {
             .add_addr(dst);
         Ipv4Header {
             version_ihl: 0x45,
-            tos: 0,
+            tos,
             total_len,
             id: 0,
             fragment: Be16::new(DONT_FRAGMENT),
@@ -119,15 +133,22 @@ impl FamilyAnswer for V4 {
 impl FamilyAnswer for V6 {
     type Header = Ipv6Header;
 
+    const FIRST_WORD: [u8; 4] = [0x60, 0, 0, 0];
+
     #[inline(always)]
-    fn header(headers: &Headers<V6>, src: Addr6, protocol: Protocol, len: u16) -> Ipv6Header {
+    fn header(
+        (src, dst): (Addr6, Addr6),
+        first_word: [u8; 4],
+        protocol: Protocol,
+        len: u16,
+    ) -> Ipv6Header {
         Ipv6Header {
-            version_class_flow: [0x60, 0, 0, 0],
+            version_class_flow: first_word,
             payload_len: Be16::new(len),
             next_header: protocol,
             hop_limit: TTL,
             src,
-            dst: headers.flow.tuple.src,
+            dst,
         }
     }
 
@@ -222,7 +243,7 @@ fn reset<F: FamilyAnswer, P: Packet>(
     };
     let pseudo = pseudo_header::<F>(tuple.dst, tuple.src, Protocol::TCP, TCP_LEN as u16);
     answer.tcp.checksum = if partial { pseudo.fold() } else { pseudo.add_tcp(&answer.tcp).checksum() };
-    answer.ip = F::header(headers, answer.from, Protocol::TCP, TCP_LEN as u16);
+    answer.ip = F::header((answer.from, tuple.src), F::FIRST_WORD, Protocol::TCP, TCP_LEN as u16);
     packet.resize((headers.l3 + F::HEADER_LEN + TCP_LEN) as u32)?;
     packet.write(headers.l3, &answer.ip)?;
     packet.write(headers.l3 + F::HEADER_LEN, &answer.tcp)

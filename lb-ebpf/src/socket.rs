@@ -16,7 +16,7 @@ use lb_common::{
     affinity::ClientKind,
     family::{Addr4, Addr6, Address as _, Be16, Protocol, V4, V6},
     flow::{FlowKey, Tuple, hash_u64},
-    frontend::{Empty, FrontendFlags, FrontendKind, FrontendValue},
+    frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue},
     id::ServicePortId,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::FEATURE_SET_RETVAL,
@@ -282,8 +282,7 @@ fn dialled<F: FamilyMaps, C: Call<F>>(
 ) -> Option<&'static FrontendValue> {
     let loopback = peer.addr.is_loopback() || peer.addr.is_unspecified();
     let addr = if loopback { F::Addr::loopback() } else { peer.addr };
-    let tuple = Tuple { dst: addr, dst_port: peer.port, ..Tuple::default() };
-    let frontend = frontend::lookup::<F>(&tuple, protocol)?;
+    let frontend = frontend::lookup::<F>(&FrontendKey::new(addr, peer.port, protocol))?;
     if frontend.flags.has(FrontendFlags::HOST_ONLY) && netns_cookie(call.context()) != node_netns_cookie() {
         return None;
     }
@@ -305,8 +304,10 @@ fn connected<F: FamilyMaps, C: Call<F>>(
         return Outcome::of(Verdict::NotOurs);
     }
     let cookie = socket_cookie(call.context());
+    let scope = process_scope(is_node);
     let choice = Choice::<F> {
-        scope: process_scope(is_node),
+        run: frontend.run(scope),
+        set: frontend.member_set(scope),
         client: F::client_from_cookie(netns),
         client_kind: ClientKind::NETNS_COOKIE,
         flow_hash: hash_u64(cookie, 0),
@@ -314,7 +315,7 @@ fn connected<F: FamilyMaps, C: Call<F>>(
     };
     let mut chosen = Chosen::<F>::default();
     if !backend::choose(frontend, &choice, &mut chosen) {
-        return match frontend.when_empty(choice.scope) {
+        return match frontend.when_empty(scope) {
             Empty::Drop => Outcome::of(Verdict::NotOurs),
             Empty::Refuse => Outcome::about(Verdict::Refused, frontend.service_port),
         };

@@ -432,3 +432,48 @@ fn fragments6(bytes: &[u8], first: usize) -> [Vec<u8>; 2] {
     };
     [fragment(0, 1, &rest[..first]), fragment(first, 0, &rest[first..])]
 }
+
+/// The packet in a tunnel between two nodes, as it is on the wire: traffic class and flow label are the packet's own.
+pub fn tunnelled(bytes: &[u8], src: IpAddr, dst: IpAddr) -> Vec<u8> {
+    let inner = &bytes[14..];
+    let mut packet = bytes[..14].to_vec();
+    match (src, dst) {
+        (IpAddr::V4(src), IpAddr::V4(dst)) => {
+            let len = u16::from_be_bytes([inner[2], inner[3]]);
+            let mut header =
+                Ipv4Header::new(len, 64, IpNumber::IPV4, src.octets(), dst.octets()).expect("small");
+            let (own, _) = Ipv4Header::from_slice(inner).expect("IPv4");
+            (header.dscp, header.ecn, header.dont_fragment) = (own.dscp, own.ecn, true);
+            header.header_checksum = header.calc_header_checksum();
+            header.write(&mut packet).expect("write to memory");
+        }
+        (IpAddr::V6(src), IpAddr::V6(dst)) => {
+            let (own, _) = Ipv6Header::from_slice(inner).expect("IPv6");
+            let header = Ipv6Header {
+                payload_length: own.payload_length + 40,
+                next_header: IpNumber::IPV6,
+                hop_limit: 64,
+                source: src.octets(),
+                destination: dst.octets(),
+                ..own
+            };
+            header.write(&mut packet).expect("write to memory");
+        }
+        _ => panic!("addresses of two families"),
+    }
+    packet.extend(inner);
+    packet
+}
+
+/// The packet with ECN field `ecn` in its outermost header.
+pub fn with_ecn(bytes: &[u8], ecn: u8) -> Vec<u8> {
+    let mut packet = bytes.to_vec();
+    if packet[14] >> 4 == 4 {
+        packet[15] = packet[15] & !3 | ecn;
+        let (header, _) = Ipv4Header::from_slice(&packet[14..]).expect("IPv4");
+        packet[24..26].copy_from_slice(&header.calc_header_checksum().to_be_bytes());
+    } else {
+        packet[15] = packet[15] & !0x30 | ecn << 4;
+    }
+    packet
+}

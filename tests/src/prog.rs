@@ -97,6 +97,8 @@ pub trait Places: Family {
     const POD: IpAddr;
     /// A pod of another node.
     const REMOTE_POD: IpAddr;
+    /// The node of [`Self::REMOTE_POD`].
+    const OTHER_NODE: IpAddr;
     /// A pod behind a device with an MTU of 1280.
     const NARROW_POD: IpAddr;
     /// An address with an unreachable route.
@@ -112,6 +114,7 @@ impl Places for V4 {
     const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 11));
     const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
     const REMOTE_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 2, 2));
+    const OTHER_NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 12));
     const NARROW_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 3, 2));
     const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 9, 9));
 }
@@ -125,6 +128,7 @@ impl Places for V6 {
     const NODE: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x11));
     const POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 2));
     const REMOTE_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 2));
+    const OTHER_NODE: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x12));
     const NARROW_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 3, 0, 0, 0, 0, 2));
     const NOWHERE: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 9, 0, 0, 0, 0, 9));
 }
@@ -624,6 +628,8 @@ pub struct Service {
     pub protocol: Protocol,
     /// Flags of the frontend.
     pub flags: FrontendFlags,
+    /// Where the frontend comes from.
+    pub kind: FrontendKind,
     /// Affinity timeout in seconds.
     pub affinity_timeout_s: u32,
     /// First slot and first backend id; runs of several services must not overlap.
@@ -649,6 +655,7 @@ impl Service {
             vip,
             protocol,
             flags: FrontendFlags::default(),
+            kind: FrontendKind::CLUSTER_IP,
             affinity_timeout_s: 0,
             base: 1,
             backends: backends.to_vec(),
@@ -658,6 +665,13 @@ impl Service {
     /// Its backends with their ids.
     fn ids(&self) -> impl Iterator<Item = (BackendId, &Server)> {
         (self.base..).map(BackendId).zip(&self.backends)
+    }
+
+    /// The run of its backends on this node, which come last.
+    fn own(&self) -> Run {
+        let count = self.backends.iter().filter(|server| server.local).count() as u32;
+        let base = if count == 0 { 0 } else { self.base + self.backends.len() as u32 - count };
+        Run { base, count }
     }
 
     /// Its id as the maps have it.
@@ -680,12 +694,25 @@ impl Node {
                 protocol: service.protocol,
                 state: BackendState::ACTIVE,
                 flags: if server.local { BackendFlags::LOCAL } else { BackendFlags::default() },
+                node: F::Addr::default(),
             };
             self.hash(&name::<F>("BACKENDS")).insert(index, value, 0).unwrap();
             self.member(service, index, MemberSets::CLUSTER.with(MemberSets::LOCAL));
             self.array("SLOTS").set(index.0, index.0, 0).unwrap();
         }
         self.frontend::<F>(service, Run { base: service.base, count: service.backends.len() as u32 });
+    }
+
+    /// Lets tunnels for a service port's backends end at `node`.
+    pub fn reach_at<F: Family>(&mut self, service: &Service, node: IpAddr)
+    where
+        BackendValue<F>: Pod,
+    {
+        for (id, _) in service.ids() {
+            let mut backends = self.hash::<BackendId, BackendValue<F>>(&name::<F>("BACKENDS"));
+            let value = backends.get(&id, 0).unwrap();
+            backends.insert(id, BackendValue { node: F::Addr::from_ip(node).unwrap(), ..value }, 0).unwrap();
+        }
     }
 
     /// Gives a service port whose backends are written the Maglev table the agent would give it, from slot `base` on.
@@ -718,10 +745,11 @@ impl Node {
         let value = FrontendValue {
             service_port: service.service_port(),
             flags: service.flags,
-            kind: FrontendKind::CLUSTER_IP,
+            kind: service.kind,
             affinity_timeout_s: service.affinity_timeout_s,
             internal: run,
             external: run,
+            own: service.own(),
             ..FrontendValue::default()
         };
         self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();

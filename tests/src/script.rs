@@ -4,7 +4,7 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs`, `algorithm`, `maglev-table-size`, `max-slots` |
+//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs`, `algorithm`, `forwarding`, `maglev-table-size`, `max-slots` |
 //! | `node-addresses IP…` | this node's addresses |
 //! | `apply [FILE…]` | objects from files of `testdata/manifests` and from the section's own YAML |
 //! | `delete KIND NAMESPACE/NAME…` | objects that go |
@@ -159,6 +159,7 @@ impl Run {
                             cidrs.split(',').map(str::parse).collect::<Result<_, _>>()?;
                     }
                     Some(("algorithm", name)) => config.algorithm = name.parse().map_err(Error::msg)?,
+                    Some(("forwarding", name)) => config.forwarding = name.parse().map_err(Error::msg)?,
                     Some(("maglev-table-size", size)) => {
                         config.table_size = size.parse().map_err(Error::msg)?;
                     }

@@ -354,6 +354,40 @@ fn bulk_data_arrives_whole() -> Result<()> {
     Ok(())
 }
 
+/// Every backend sees the client, wherever the client dials, and node-a, which is dialled, never sees an answer of node-b's
+/// pod: it knows flows towards its own pod and tunnels.
+#[test]
+fn direct_server_return_keeps_the_clients_address() -> Result<()> {
+    let mut cluster = cluster_with(&["--forwarding", "dsr"])?;
+    let http = ["192.0.2.11:31080", "[2001:db8:2::11]:31080", "203.0.113.20:80", "[2001:db8:feed::20]:80"];
+    let udp = ["192.0.2.11:31053", "[2001:db8:2::11]:31053"];
+    let targets = http.into_iter().map(Target::http).chain(udp.into_iter().map(Target::udp));
+    for target in targets.collect::<Result<Vec<_>>>()? {
+        everyone_answers(&cluster, &At::Client, target, &["a1", "b1"])?;
+        for _ in 0..8 {
+            let reply = cluster.probe(&At::Client)?.once(target)??;
+            ensure!(reply.answer.client == reply.own && reply.peer == target.to, "{target:?}: {reply:?}");
+        }
+    }
+    for to in &http[..2] {
+        for _ in 0..4 {
+            let fetched = cluster.probe(&At::Client)?.fetch(Target::http(to)?, "/bytes?count=3000000")?;
+            ensure!(fetched == Ok(3_000_000), "{to}: {fetched:?}");
+        }
+    }
+    let listing = cluster.agent("node-a")?.cli_text("connections", &["-o", "json"])?;
+    let connections: Vec<serde_json::Value> = serde_json::from_str(&listing)?;
+    let count = |is_such: &dyn Fn(&serde_json::Value) -> bool| {
+        connections.iter().filter(|connection| is_such(connection)).count()
+    };
+    let is_remote = |end: &serde_json::Value| {
+        end.as_str().is_some_and(|end| end.starts_with("10.244.2.") || end.starts_with("[fd00:244:2:"))
+    };
+    ensure!(count(&|connection| connection["direction"] == "tunnel") > 0, "{listing}");
+    ensure!(count(&|connection| is_remote(&connection["source"])) == 0, "{listing}");
+    Ok(())
+}
+
 /// Spec 11.4, 12A 49: 2000 bytes are two fragments each way, translated by socket (the node) and by packet.
 #[test]
 fn large_datagrams_arrive_whole() -> Result<()> {

@@ -51,7 +51,7 @@ use crate::{
     kube_proxy::GoDuration,
     maps::bpf::BpfMaps,
     metrics::{collection::CollectionMetrics, server::Metrics},
-    model::{family::IpFamily, service::Algorithm},
+    model::{family::IpFamily, service::{Algorithm, Forwarding}},
     reconcile::{
         ReconcileConfig, Reconciler,
         run::{self as reconcile, Inputs, Outputs, Query, Timing},
@@ -134,6 +134,12 @@ pub(super) struct RunArgs {
     /// same backend on every node. A Service's annotation `lb-ebpf.io/algorithm` goes first.
     #[arg(long, default_value_t = Algorithm::Random, value_name = "random|maglev")]
     algorithm: Algorithm,
+    /// How what a client outside sends gets to a backend on another node: with this node's address as its source, or
+    /// unchanged in a tunnel (IPIP, IP6IP6) to the backend's node, which runs this agent too and answers the client itself
+    /// (direct server return); hybrid is dsr for TCP and snat for the rest. A Service's annotation `lb-ebpf.io/forwarding`
+    /// goes first.
+    #[arg(long, default_value_t = Forwarding::Snat, value_name = "snat|dsr|hybrid")]
+    forwarding: Forwarding,
     /// Slots of a Maglev table: a prime from 251 to 131071, a hundred times the backends of a Service or more. The same
     /// on every node. Services with the same backends share a table; each set of backends needs one, and room for
     /// another while it changes: see --max-slots.
@@ -301,6 +307,7 @@ impl RunArgs {
             xdp: self.xdp,
             socket_lb: self.socket_lb,
             algorithm: self.algorithm,
+            forwarding: self.forwarding,
             table_size: self.maglev_table_size,
             destroy_sockets: self.destroy_sockets,
             nodeport_addresses: self.nodeport_addresses,
@@ -404,10 +411,12 @@ impl Agent {
             health: Health::new(config.health_timeout, needs_node, is_attached),
             metrics: metrics.control_plane.clone(),
             health_checks: watch::Sender::default(),
+            wants_nodes: watch::Sender::default(),
         };
         let (events, queue) = node_events::channel();
         let (changes, inbox) = mpsc::channel(CHANGES);
-        let source = start_source(config, (changes, queue), stop, &mut tasks);
+        let feeds = Feeds { changes, events: queue, wants_nodes: outputs.wants_nodes.subscribe() };
+        let source = start_source(config, feeds, stop, &mut tasks);
         let (queries, asked) = mpsc::channel(16);
         let addresses = node_addresses.clone();
         let inputs = Inputs { changes: inbox, node_addresses, queries: asked, shutdown: stop.clone() };
@@ -492,6 +501,7 @@ fn start_loop(
         node_name: config.node_name.clone(),
         external_ip_cidrs: config.external_ip_cidrs.clone(),
         algorithm: config.algorithm,
+        forwarding: config.forwarding,
         table_size: config.table_size,
         first_id: None,
     };
@@ -521,12 +531,23 @@ fn load_config(config: &Config) -> LoadConfig {
     }
 }
 
+/// What a source is joined to.
+struct Feeds {
+    /// Where what it sees goes.
+    changes: mpsc::Sender<Change>,
+    /// What it is to publish.
+    events: EventQueue,
+    /// Whether it is to follow other nodes.
+    wants_nodes: watch::Receiver<bool>,
+}
+
 fn start_source(
     config: &Config,
-    (changes, events): (mpsc::Sender<Change>, EventQueue),
+    feeds: Feeds,
     stop: &CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Option<watch::Receiver<SourceStatus>> {
+    let Feeds { changes, events, wants_nodes } = feeds;
     let stop = stop.clone();
     match &config.source {
         Source::Manifests(dir) => {
@@ -542,7 +563,8 @@ fn start_source(
                 node_name: config.node_name.clone(),
                 page_size: PAGE_SIZE,
             })
-            .with_events(events);
+            .with_events(events)
+            .with_nodes(wants_nodes);
             tracing::info!("watching the cluster");
             let status = source.status();
             tasks.spawn(async move { Ok(source.run(changes, stop).await?) });

@@ -74,6 +74,9 @@ fn policy(port: &ServicePortReport) -> String {
     if port.algorithm != "random" {
         lines.push(port.algorithm.clone());
     }
+    if port.forwarding != "snat" {
+        lines.push(port.forwarding.clone());
+    }
     if !port.source_ranges.is_empty() {
         lines.push(format!("from {}", port.source_ranges.join(" ")));
     }

@@ -19,6 +19,8 @@ const AFFINITY_TIMEOUT_DEFAULT_S: u32 = 10_800;
 const AFFINITY_TIMEOUT_MAX_S: u32 = 86_400;
 /// Annotation that names the Service's `Algorithm`.
 pub const ALGORITHM_ANNOTATION: &str = "lb-ebpf.io/algorithm";
+/// Annotation that names the Service's `Forwarding`.
+pub const FORWARDING_ANNOTATION: &str = "lb-ebpf.io/forwarding";
 
 /// The Service, unless there is nothing to proxy (spec 1.7, 1.8, 1.11).
 pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) -> Option<Service> {
@@ -46,6 +48,7 @@ pub(super) fn convert(object: &v1::Service, rules: &Rules, faults: &mut Faults) 
         internal_policy: policy(spec.internal_traffic_policy.as_deref()),
         external_policy,
         affinity_timeout_s: affinity_timeout_s(spec, faults),
+        forwarding: annotation(object, FORWARDING_ANNOTATION, faults).unwrap_or(rules.forwarding),
         algorithm: annotation(object, ALGORITHM_ANNOTATION, faults).unwrap_or(rules.algorithm),
         health_check_node_port: health_check_node_port(spec, external_policy, faults),
         cluster_ips,

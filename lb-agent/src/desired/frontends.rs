@@ -117,7 +117,7 @@ fn cluster_ip_value(origin: Origin<'_>, runs: Runs) -> FrontendValue {
     if is_local && is_silent(runs) {
         flags = flags.with(FrontendFlags::INTERNAL_DROP).with(FrontendFlags::EXTERNAL_DROP);
     }
-    value(origin, FrontendKind::CLUSTER_IP, flags, (run, run))
+    value(origin, FrontendKind::CLUSTER_IP, flags, [run, run, Run::default()])
 }
 
 /// Any other frontend: clients in the cluster get every backend (the short-circuit of spec 4.40), clients outside
@@ -132,7 +132,12 @@ fn outside_value(origin: Origin<'_>, runs: Runs, kind: FrontendKind, flags: Fron
     if is_local && is_silent(runs) {
         flags = flags.with(FrontendFlags::EXTERNAL_DROP);
     }
-    value(origin, kind, flags, (runs.cluster, external))
+    let is_direct = origin.service.returns_directly(origin.port) && !flags.has(FrontendFlags::HOST_ONLY);
+    if is_direct {
+        flags = flags.with(FrontendFlags::DSR);
+    }
+    let own = if is_direct { runs.local } else { Run::default() };
+    value(origin, kind, flags, [runs.cluster, external, own])
 }
 
 /// Something serves, but not here: policy Local answers with silence (spec 5).
@@ -144,7 +149,7 @@ fn value(
     origin: Origin<'_>,
     kind: FrontendKind,
     flags: FrontendFlags,
-    (internal, external): (Run, Run),
+    [internal, external, own]: [Run; 3],
 ) -> FrontendValue {
     let affinity = origin.service.affinity_timeout_s;
     FrontendValue {
@@ -155,6 +160,7 @@ fn value(
         affinity_timeout_s: affinity.unwrap_or_default(),
         internal,
         external,
+        own,
     }
 }
 

@@ -4,7 +4,7 @@
 //! mislead them, so a pool goes on from where it last gave one out ("next fit") and comes back to freed ids only
 //! after a whole round.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, net::IpAddr};
 
 use lb_common::{
     backend::{BackendFlags, BackendState, BackendValue, MemberSets},
@@ -109,6 +109,8 @@ struct Record {
     /// Members by state: active, terminating, quarantined.
     members: [u32; 3],
     local_members: u32,
+    /// Address of the node it runs on, of its family, where tunnels for it end.
+    node: Option<IpAddr>,
 }
 
 impl BackendTable {
@@ -127,7 +129,8 @@ impl BackendTable {
         self.pool.claim(id.0);
         // Of two ids of one address only the first is used; the other is never a member and goes.
         self.ids.entry(address).or_insert(id);
-        self.records.insert(id, Record { address, members: [0; 3], local_members: 0 });
+        let node = Some(value.node).filter(|node| !node.is_unspecified()).map(Address::to_ip);
+        self.records.insert(id, Record { address, members: [0; 3], local_members: 0, node });
     }
 
     /// The id of a backend, a fresh one if need be; `None` if there is none left.
@@ -137,9 +140,17 @@ impl BackendTable {
         }
         let id = BackendId(self.pool.allocate()?);
         self.ids.insert(address, id);
-        self.records.insert(id, Record { address, members: [0; 3], local_members: 0 });
+        self.records.insert(id, Record { address, members: [0; 3], local_members: 0, node: None });
         self.touched.push(id);
         Some(id)
+    }
+
+    /// Tunnels for the backend end at `node`; `None`: none leads there.
+    pub fn set_node(&mut self, id: BackendId, node: Option<IpAddr>) {
+        if let Some(record) = self.records.get_mut(&id).filter(|record| record.node != node) {
+            record.node = node;
+            self.touched.push(id);
+        }
     }
 
     /// What an id stands for.
@@ -231,6 +242,7 @@ fn want<F: DeltaFamily>(id: BackendId, record: &Record, have: &MapState, delta: 
         protocol: record.address.protocol,
         state,
         flags: if record.local_members > 0 { BackendFlags::LOCAL } else { BackendFlags::default() },
+        node: record.node.and_then(F::Addr::from_ip).unwrap_or_default(),
     });
     delta.want_backend::<F>(have, id, value);
 }

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use lb_common::{
     backend::{MemberKey, MemberSets, MemberValue},
     family::{Family, V4, V6},
-    frontend::{FrontendKey, FrontendValue, Run},
+    frontend::{FrontendFlags, FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     source_range::SourceRangeKey,
 };
@@ -43,7 +43,7 @@ use crate::{
         backend::{Backend, BackendAddress, gather},
         family::PerFamily,
         node::NodeAddresses,
-        service::{Algorithm, Port, PortName, Service, ServiceName},
+        service::{Algorithm, Forwarding, Port, PortName, Service, ServiceName},
     },
     select::{Policies, select},
     source::Refusal,
@@ -346,6 +346,8 @@ impl Desired {
             }
             let exhausted = || Exhausted::Backends { service: name.clone() };
             let id = self.backends.id(address(backend, port)).ok_or_else(exhausted)?;
+            let node = backend.host.node.as_deref();
+            self.backends.set_node(id, node.and_then(|node| around.model.tunnel_end::<F>(node)));
             ids.push(id);
         }
         let policies = policies::<F>(service, port);
@@ -469,13 +471,24 @@ fn policies<F: Family>(service: &Service, port: &Port) -> Policies {
         internal: service.internal_policy,
         external: service.external_policy,
         is_externally_accessible: service.is_externally_accessible::<F>(port),
+        returns_directly: service.returns_directly(port),
     }
+}
+
+fn has_direct<F: Family>(record: &FamilyRecord<F>) -> bool {
+    record.frontends.values().any(|value| value.flags.has(FrontendFlags::DSR))
 }
 
 impl PortRecord {
     /// The service port's members.
     pub fn members(&self) -> &[Membership] {
         &self.members
+    }
+
+    /// How what clients outside send gets to backends elsewhere.
+    pub fn forwarding(&self) -> Forwarding {
+        let is_direct = has_direct(&self.v4) || has_direct(&self.v6);
+        if is_direct { Forwarding::Dsr } else { Forwarding::Snat }
     }
 
     /// How its connections get their backends.

@@ -150,7 +150,7 @@ fn restore_runs(
 /// The runs that frontends take for Maglev tables.
 fn table_runs<F: RecordFamily>(have: &MapState) -> BTreeSet<Run> {
     let values = F::of(have).frontends.values().filter(|value| value.flags.has(FrontendFlags::MAGLEV));
-    values.flat_map(|value| [value.internal, value.external]).collect()
+    values.flat_map(|value| value.runs()).collect()
 }
 
 /// What a run holds. It is a table only if it is the one that this release builds.
@@ -171,7 +171,7 @@ fn restore_family<F: RecordFamily>(ports: &mut BTreeMap<ServicePortId, PortRecor
     for (key, value) in &F::of(have).frontends {
         let record = ports.entry(value.service_port).or_default();
         F::record_mut(record).frontends.insert(*key, *value);
-        let runs = [value.internal, value.external].into_iter().filter(|run| run.count > 0);
+        let runs = value.runs().into_iter().filter(|run| run.count > 0);
         let runs: BTreeSet<_> = runs.chain(record.runs.iter().copied()).collect();
         record.runs = runs.into_iter().collect();
     }

@@ -92,7 +92,7 @@ impl Blocked {
         match write {
             FamilyWrite::Frontend(_, Some(value)) => {
                 self.service_ports.contains(&value.service_port)
-                    || [value.internal, value.external]
+                    || value.runs()
                         .iter()
                         .any(|run| self.slots.range(slots_of(*run)).next().is_some())
             }

@@ -37,6 +37,7 @@ fn contents(ports: &[Port], offset: u32) -> MapState {
                 protocol: Protocol::TCP,
                 state: BackendState::ACTIVE,
                 flags: BackendFlags::default(),
+                node: Addr4::default(),
             };
             state.v4.backends.insert(*backend, value);
         }

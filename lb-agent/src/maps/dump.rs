@@ -33,7 +33,7 @@ use lb_common::{
 use crate::maps::{FamilyWrite, MapFamily, MapState, Write};
 
 /// Flags with their names; affinity has a field of its own.
-const FLAGS: [(FrontendFlags, &str); 9] = [
+const FLAGS: [(FrontendFlags, &str); 10] = [
     (FrontendFlags::SOURCE_RANGES, "source-ranges"),
     (FrontendFlags::INTERNAL_LOCAL, "internal-local"),
     (FrontendFlags::EXTERNAL_LOCAL, "external-local"),
@@ -43,6 +43,7 @@ const FLAGS: [(FrontendFlags, &str); 9] = [
     (FrontendFlags::MAGLEV, "maglev"),
     (FrontendFlags::NODE_ALLOWED, "node-allowed"),
     (FrontendFlags::BY_PACKET, "by-packet"),
+    (FrontendFlags::DSR, "dsr"),
 ];
 
 const KINDS: [FrontendKind; 4] = [
@@ -107,6 +108,9 @@ impl<F: Family> fmt::Display for Frontend<'_, F> {
             " internal={}@{} external={}@{}",
             internal.count, internal.base, external.count, external.base
         )?;
+        if value.flags.has(FrontendFlags::DSR) {
+            write!(f, " own={}@{}", value.own.count, value.own.base)?;
+        }
         if value.flags.has(FrontendFlags::AFFINITY) {
             write!(f, " affinity={}s", value.affinity_timeout_s)?;
         }
@@ -121,7 +125,10 @@ impl<F: Family> fmt::Display for Backend<'_, F> {
         let Self(id, value) = self;
         let address = socket_address(value.addr, value.port);
         write!(f, "BACKEND id={} {address}/{} {}", id.0, value.protocol.name(), value.state.name())?;
-        if value.flags.has(BackendFlags::LOCAL) { f.write_str(" local") } else { Ok(()) }
+        if value.flags.has(BackendFlags::LOCAL) {
+            f.write_str(" local")?;
+        }
+        if value.node.is_unspecified() { Ok(()) } else { write!(f, " node={}", value.node.to_ip()) }
     }
 }
 
@@ -314,6 +321,8 @@ fn parse_frontend(words: &[&str]) -> Option<Write> {
         if let Some(affinity) = field::<String>(word, "affinity") {
             value.flags = value.flags.with(FrontendFlags::AFFINITY);
             value.affinity_timeout_s = affinity.strip_suffix('s')?.parse().ok()?;
+        } else if word.starts_with("own=") {
+            value.own = parse_run(word, "own")?;
         } else {
             for name in field::<String>(word, "flags")?.split(',') {
                 value.flags = value.flags.with(FLAGS.iter().find(|(_, known)| *known == name)?.0);
@@ -336,25 +345,30 @@ fn frontend_write<F: MapFamily>(
 
 fn parse_backend(words: &[&str]) -> Option<Write> {
     let [id, address, state, rest @ ..] = words else { return None };
-    let flags = match rest {
-        [] => BackendFlags::default(),
-        ["local"] => BackendFlags::LOCAL,
+    let (flags, rest) = match rest {
+        ["local", rest @ ..] => (BackendFlags::LOCAL, rest),
+        rest => (BackendFlags::default(), rest),
+    };
+    let node = match rest {
+        [] => None,
+        [node] => Some(field::<IpAddr>(node, "node")?),
         _ => return None,
     };
     let id = BackendId(field(id, "id")?);
     let (ip, port, protocol) = parse_address(address)?;
     let state = parse_state(state)?;
-    backend_write::<V4>(id, ip, (port, protocol), (state, flags))
-        .or_else(|| backend_write::<V6>(id, ip, (port, protocol), (state, flags)))
+    backend_write::<V4>(id, ip, (port, protocol), (state, flags, node))
+        .or_else(|| backend_write::<V6>(id, ip, (port, protocol), (state, flags, node)))
 }
 
 fn backend_write<F: MapFamily>(
     id: BackendId,
     ip: IpAddr,
     (port, protocol): (Be16, Protocol),
-    (state, flags): (BackendState, BackendFlags),
+    (state, flags, node): (BackendState, BackendFlags, Option<IpAddr>),
 ) -> Option<Write> {
-    let value = BackendValue { addr: F::Addr::from_ip(ip)?, port, protocol, state, flags };
+    let node = node.and_then(F::Addr::from_ip).unwrap_or_default();
+    let value = BackendValue { addr: F::Addr::from_ip(ip)?, port, protocol, state, flags, node };
     Some(F::write(FamilyWrite::Backend(id, Some(value))))
 }
 
@@ -401,10 +415,11 @@ mod tests {
 FRONTEND 10.96.0.10:53/UDP ClusterIP service-port=1 internal=2@1 external=2@1 affinity=600s
 FRONTEND 127.0.0.1:30080/TCP NodePort service-port=2 internal=0@0 external=0@0 flags=external-drop,host-only
 FRONTEND 203.0.113.1:80/TCP LoadBalancer service-port=2 internal=1@3 external=0@0 affinity=1s flags=source-ranges,external-drop
+FRONTEND 203.0.113.2:80/TCP LoadBalancer service-port=2 internal=2@5 external=2@5 own=1@7 flags=dsr
 FRONTEND [fd00:96::a]:53/UDP ClusterIP service-port=1 internal=1@4 external=1@4
 BACKEND id=1 10.244.1.2:5353/UDP active local
 BACKEND id=2 [fd00:244:1::2]:5353/UDP terminating
-BACKEND id=3 10.244.2.2:5353/UDP quarantined
+BACKEND id=3 10.244.2.2:5353/UDP quarantined node=192.0.2.12
 MEMBER service-port=1 backend=1 active
 MEMBER service-port=1 backend=2 terminating
 SLOT 1 backend=1

@@ -209,7 +209,7 @@ impl MapState {
     /// The runs of every frontend, empty ones left out.
     pub fn runs(&self) -> BTreeSet<Run> {
         let values = self.v4.frontends.values().chain(self.v6.frontends.values());
-        values.flat_map(|value| [value.internal, value.external]).filter(|run| run.count > 0).collect()
+        values.flat_map(|value| value.runs()).filter(|run| run.count > 0).collect()
     }
 
     /// Forgets the slots that no run covers: whatever they hold, nobody reads it.
@@ -233,7 +233,7 @@ impl MapState {
     fn family_inconsistencies<F: MapFamily>(&self, found: &mut Vec<String>) {
         let state = F::of(self);
         for (key, value) in &state.frontends {
-            for run in [value.internal, value.external] {
+            for run in value.runs() {
                 for index in run.base..run.base.saturating_add(run.count) {
                     let backend = self.slots.get(&index).copied().unwrap_or_default();
                     let member = MemberKey { service_port: value.service_port, backend };

@@ -18,6 +18,7 @@ use std::{
 };
 
 use ipnet::IpNet;
+use lb_common::family::{Address as _, Family};
 
 use crate::{
     convert::{self, Converted, Rules},
@@ -25,7 +26,7 @@ use crate::{
         backend::{Origin, Slice},
         ended::Ended,
         node::{Node, NodePresence},
-        service::{Service, ServiceName},
+        service::{Forwarding, Service, ServiceName},
     },
     source::{Change, Kind, ObjectRef, Refusal},
 };
@@ -64,6 +65,10 @@ pub struct Model {
     slice_owners: HashMap<(Arc<str>, SliceName), Arc<str>>,
     node: Node,
     node_presence: NodePresence,
+    /// Other nodes' addresses, by name.
+    other_nodes: HashMap<Arc<str>, Box<[IpAddr]>>,
+    /// Services whose packets may go to other nodes in tunnels.
+    direct_services: usize,
     service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
     refusals: BTreeMap<ObjectRef, Vec<Refusal>>,
     unreadable: BTreeMap<String, Vec<Refusal>>,
@@ -139,6 +144,17 @@ impl Model {
         &self.node
     }
 
+    /// True if other nodes' addresses are needed: some Service's packets may go there in tunnels.
+    pub fn wants_nodes(&self) -> bool {
+        self.direct_services > 0
+    }
+
+    /// Where tunnels to another node end in family `F`, if any Service may need one.
+    pub fn tunnel_end<F: Family>(&self, node: &str) -> Option<IpAddr> {
+        let ips = self.other_nodes.get(node).filter(|_| self.wants_nodes())?;
+        ips.iter().copied().find(|ip| F::Addr::from_ip(*ip).is_some())
+    }
+
     /// What this node's Node object says about its future.
     pub fn node_presence(&self) -> NodePresence {
         self.node_presence
@@ -173,6 +189,7 @@ impl Model {
                 self.node_presence = presence;
                 self.set_node(node)
             }
+            Converted::OtherNode(ips) => self.set_other_node(id, Some(ips)),
             Converted::ServiceCidr(cidrs) => {
                 match self.service_cidrs.insert(id.name.as_str().into(), cidrs.clone()) {
                     Some(former) if former == cidrs => Dirty::NOTHING,
@@ -192,7 +209,7 @@ impl Model {
                 self.node_presence = NodePresence::Missing;
                 Dirty::NOTHING
             }
-            Kind::Node => Dirty::NOTHING,
+            Kind::Node => self.set_other_node(id, None),
             Kind::ServiceCidr => match self.service_cidrs.remove(id.name.as_str()) {
                 Some(_) => Dirty::ServiceCidrs,
                 None => Dirty::NOTHING,
@@ -210,9 +227,27 @@ impl Model {
         if entry.service == service {
             return Dirty::NOTHING;
         }
+        let is_direct = |service: &Option<Box<Service>>| {
+            usize::from(service.as_ref().is_some_and(|service| service.forwarding != Forwarding::Snat))
+        };
+        let wanted_nodes = self.direct_services > 0;
+        self.direct_services += is_direct(&service);
+        self.direct_services -= is_direct(&entry.service);
         entry.service = service;
         self.forget_if_empty(&name);
+        if self.wants_nodes() != wanted_nodes && !self.other_nodes.is_empty() {
+            return Dirty::All;
+        }
         Dirty::Services(vec![name])
+    }
+
+    /// Takes in another node's addresses, or that there is no such node.
+    fn set_other_node(&mut self, id: &ObjectRef, ips: Option<Box<[IpAddr]>>) -> Dirty {
+        let former = match ips.clone() {
+            Some(ips) => self.other_nodes.insert(self.names.share(&id.name), ips),
+            None => self.other_nodes.remove(id.name.as_str()),
+        };
+        if former == ips || !self.wants_nodes() { Dirty::NOTHING } else { Dirty::All }
     }
 
     fn set_slice(&mut self, id: &ObjectRef, mut slice: Slice) -> Dirty {

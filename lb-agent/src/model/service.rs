@@ -84,6 +84,44 @@ impl fmt::Display for Algorithm {
     }
 }
 
+/// How what a client outside sends gets to a backend on another node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarding {
+    /// With this node's address as its source: the answer comes back here.
+    #[default]
+    Snat,
+    /// Unchanged, in a tunnel: the backend's node answers the client itself (direct server return).
+    Dsr,
+    /// TCP as `Dsr`, everything else as `Snat`.
+    Hybrid,
+}
+
+impl Forwarding {
+    /// As the flag and the annotation spell it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Snat => "snat",
+            Self::Dsr => "dsr",
+            Self::Hybrid => "hybrid",
+        }
+    }
+}
+
+impl FromStr for Forwarding {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let known = [Self::Snat, Self::Dsr, Self::Hybrid].into_iter().find(|one| one.name() == text);
+        known.ok_or_else(|| format!("{text:?} is no way of forwarding: snat, dsr and hybrid are"))
+    }
+}
+
+impl fmt::Display for Forwarding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
 /// A proxied Service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -107,6 +145,8 @@ pub struct Service {
     pub affinity_timeout_s: Option<u32>,
     /// How its connections get their backends.
     pub algorithm: Algorithm,
+    /// How its packets get to backends elsewhere.
+    pub forwarding: Forwarding,
     /// Where the cloud's load balancer asks for local backends (spec 1.56).
     pub health_check_node_port: Option<u16>,
     /// Its ports.
@@ -135,6 +175,16 @@ impl Service {
         port.node_port.is_some()
             || addresses::<F>(&self.external_ips).next().is_some()
             || addresses::<F>(&self.load_balancer_ips).next().is_some()
+    }
+
+    /// True if backends elsewhere answer the clients outside of a port themselves. Under policy Local there are none.
+    pub fn returns_directly(&self, port: &Port) -> bool {
+        let wanted = match self.forwarding {
+            Forwarding::Snat => false,
+            Forwarding::Dsr => true,
+            Forwarding::Hybrid => port.name.protocol == Protocol::TCP,
+        };
+        wanted && self.external_policy == Policy::Cluster
     }
 
     /// Who may use the load balancer addresses of family `F`: `None` for everybody, else these networks.

@@ -113,6 +113,7 @@ impl<M: Maps> Reconciler<M> {
             external_traffic_policy: service.external_policy.name().to_owned(),
             affinity_timeout_s: service.affinity_timeout_s,
             algorithm: record.algorithm().name().to_owned(),
+            forwarding: record.forwarding().name().to_owned(),
             source_ranges,
             frontends,
             backends: members

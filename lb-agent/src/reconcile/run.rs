@@ -51,6 +51,8 @@ pub struct Outputs {
     pub metrics: ControlPlaneMetrics,
     /// What health check node ports may answer: never ahead of the maps.
     pub health_checks: watch::Sender<HealthChecks>,
+    /// Whether other nodes' addresses are needed.
+    pub wants_nodes: watch::Sender<bool>,
 }
 
 /// A question to the loop, with where the answer goes.
@@ -153,6 +155,9 @@ impl<M: Maps> Loop<M> {
             self.apply_change(change);
         }
         self.outputs.health.set_node(self.reconciler.model().node_presence());
+        let wants_nodes = self.reconciler.wants_nodes();
+        let differs = |known: &mut bool| std::mem::replace(known, wants_nodes) != wants_nodes;
+        self.outputs.wants_nodes.send_if_modified(differs);
         self.outputs.metrics.set_services_pending(self.reconciler.dirty_services());
         self.schedule();
     }
@@ -214,7 +219,7 @@ impl<M: Maps> Loop<M> {
             Ok(SyncOutcome::Done { writes, .. }) => (Some(*writes), PerFamily::default()),
             Err(_) => (None, self.reconciler.pending()),
         };
-        let Outputs { health, metrics, health_checks } = &self.outputs;
+        let Outputs { health, metrics, health_checks, .. } = &self.outputs;
         let (took, is_full) = self.reconciler.last_sync();
         metrics.synced(SyncRecord { took, is_full, writes });
         metrics.set_services_pending(self.reconciler.dirty_services());

@@ -38,14 +38,15 @@ struct Case {
     has_any: bool,
 }
 
-/// Internal and external policy; `E` that it can be reached from outside.
+/// Internal and external policy; `E` that it can be reached from outside; `D` direct server return.
 fn policies(text: &str) -> Policies {
     let policy = |letter: &str| if letter == "L" { Policy::Local } else { Policy::Cluster };
     let words: Vec<_> = text.split(' ').collect();
     Policies {
         internal: policy(words[0]),
         external: policy(words[1]),
-        is_externally_accessible: words.get(2) == Some(&"E"),
+        is_externally_accessible: words[2..].contains(&"E"),
+        returns_directly: words[2..].contains(&"D"),
     }
 }
 
@@ -69,6 +70,24 @@ const CASES: &[Case] = &[
         hosts: &["3 zone=a local", "4 zone=b local", "5 zone=c", "6 zone=a"],
         cluster: Some(&[0, 3]),
         local: Some(&[0, 1]),
+        has_any: true,
+    },
+    Case {
+        name: "direct server return: own endpoints, topology ignored for them",
+        policies: "C C E D",
+        zone: Some("a"),
+        hosts: &["3 zone=a local", "4 zone=b local", "5 zone=c", "6 zone=a"],
+        cluster: Some(&[0, 3]),
+        local: Some(&[0, 1]),
+        has_any: true,
+    },
+    Case {
+        name: "direct server return of what nobody reaches from outside",
+        policies: "C C D",
+        zone: Some("a"),
+        hosts: &["3 zone=a local"],
+        cluster: Some(&[0]),
+        local: None,
         has_any: true,
     },
     Case {

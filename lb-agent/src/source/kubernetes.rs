@@ -74,18 +74,25 @@ pub struct KubernetesSource {
     timeouts: Timeouts,
     status: watch::Sender<SourceStatus>,
     events: Option<EventQueue>,
+    wants_nodes: Option<watch::Receiver<bool>>,
 }
 
 impl KubernetesSource {
     /// A source that talks to nobody yet.
     pub fn new(config: KubernetesConfig) -> Self {
-        Self { config, timeouts: Timeouts::default(), status: watch::Sender::default(), events: None }
+        Self { config, timeouts: Timeouts::default(), status: watch::Sender::default(), events: None, wants_nodes: None }
     }
 
     /// Also publishes these events.
     #[must_use]
     pub fn with_events(self, events: EventQueue) -> Self {
         Self { events: Some(events), ..self }
+    }
+
+    /// Follows every Node from when `wanted` says so: what no Service needs is not asked of the API server.
+    #[must_use]
+    pub fn with_nodes(self, wanted: watch::Receiver<bool>) -> Self {
+        Self { wants_nodes: Some(wanted), ..self }
     }
 
     /// With other waiting times.
@@ -106,7 +113,7 @@ impl KubernetesSource {
         changes: mpsc::Sender<Change>,
         stop: CancellationToken,
     ) -> Result<(), KubernetesSourceError> {
-        let Self { config, timeouts, status, events } = self;
+        let Self { config, timeouts, status, events, wants_nodes } = self;
         let servers =
             ApiServers::open(config.kubeconfig.as_deref(), &config.api_servers, &timeouts, status).await?;
         let shared = Arc::new(Shared { servers, timeouts, page_size: config.page_size, changes });
@@ -121,6 +128,15 @@ impl KubernetesSource {
             boxed(KindWatch::<ServiceCIDR>::new(&shared, Selectors::default())),
         ] {
             watches.spawn(stop.clone().run_until_cancelled_owned(watch));
+        }
+        if let Some(mut wanted) = wants_nodes {
+            let nodes = KindWatch::<Node>::new(&shared, Selectors::default());
+            let follow = async move {
+                if wanted.wait_for(|wanted| *wanted).await.is_ok() {
+                    nodes.run().await;
+                }
+            };
+            watches.spawn(stop.clone().run_until_cancelled_owned(follow));
         }
         if let Some(events) = events {
             let shared = shared.clone();

@@ -7,7 +7,10 @@ mod xdp;
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::bpf_redir_neigh;
-use lb_common::{family::Protocol, verdict::Verdict};
+use lb_common::{
+    family::{Family, Protocol},
+    verdict::Verdict,
+};
 
 pub use self::{tc::TcPacket, xdp::XdpPacket};
 
@@ -80,6 +83,12 @@ pub trait Packet {
     fn resize(&mut self, len: u32) -> Result<(), Refused>;
     /// Makes room of `len` bytes between link-layer and IP header.
     fn make_room(&mut self, len: u32) -> Result<(), Refused>;
+    /// Makes room for the `len` bytes of an outer header of family `F` before the IP header, which is of the same family.
+    fn wrap<F: Family>(&mut self, len: usize) -> Result<(), Refused>;
+    /// Takes the `len` bytes of an outer header before the IP header away.
+    fn unwrap(&mut self, len: usize) -> Result<(), Refused>;
+    /// Marks the packet as having met congestion, if its sender wants to hear of it (RFC 3168).
+    fn mark_congested(&mut self);
     /// Sends the packet on.
     fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused>;
     /// Sends the packet out of device `ifindex` as it is, link-layer header included.
@@ -98,6 +107,12 @@ pub trait Opens<F>: Packet {
     #[inline(always)]
     fn icmp(&mut self, _hook: u32) -> u32 {
         Verdict::HandedOn as u32
+    }
+
+    /// Runs [`crate::tunnel::unwrap`] on the tunnelled packet whose outer headers stand there; its code.
+    #[inline(always)]
+    fn unwrap_tunnel(&mut self) -> u32 {
+        crate::tunnel::NOT_OURS
     }
 
     /// Runs [`crate::balance::complain`] about the packet whose headers stand there; the verdict's code.

@@ -6,15 +6,15 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len}, programs::XdpContext};
 use lb_common::{
     checksum::{self, Sum},
-    family::Protocol,
+    family::{Be16, Family, Protocol},
     settings::FEATURE_XDP_FRAGS,
 };
 
 use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
-use crate::globals::has_feature;
+use crate::{globals::has_feature, parse::ETHERNET_LEN};
 
 /// A packet at an XDP hook.
 pub struct XdpPacket {
@@ -133,6 +133,25 @@ impl Packet for XdpPacket {
     fn make_room(&mut self, _len: u32) -> Result<(), Refused> {
         Err(Refused)
     }
+
+    /// The frame begins anew: [`Self::send`] addresses it. Only of a packet whose IP header follows the Ethernet header.
+    #[inline(always)]
+    fn wrap<F: Family>(&mut self, len: usize) -> Result<(), Refused> {
+        // SAFETY: valid context; the helper checks the length.
+        if unsafe { bpf_xdp_adjust_head(self.md(), -(len as i32)) } != 0 {
+            return Err(Refused);
+        }
+        self.write(ETHERNET_LEN - 2, &Be16::new(F::ETHERTYPE))
+    }
+
+    /// Tunnels that end here are left to tc.
+    #[inline(always)]
+    fn unwrap(&mut self, _len: usize) -> Result<(), Refused> {
+        Err(Refused)
+    }
+
+    #[inline(always)]
+    fn mark_congested(&mut self) {}
 
     /// Addresses the frame; the entry point returns the action that sends it.
     #[inline(always)]

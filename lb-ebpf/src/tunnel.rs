@@ -1,0 +1,139 @@
+//! Direct server return: a client's packet for a backend elsewhere goes to the backend's node as it is, behind a header
+//! of ours (IPIP, RFC 2003; IP6IP6, RFC 2473), and that node answers the client itself.
+//!
+//! The node that was dialled calls [`send`]. The other one's tc program calls [`unwrap`] and then treats what was inside as
+//! a packet that came from the network, but chooses among its own backends, so that nothing is sent twice. The outer
+//! header has the inner one's traffic class and flow label, so congestion is seen (RFC 6040) and flows spread alike, and
+//! always "don't fragment": what does not fit is answered ([`crate::icmp_error`]).
+
+use lb_common::{
+    conntrack::ConnectionFlags,
+    device::NodeAddressKey,
+    flow::Tuple,
+    frontend::{FrontendFlags, FrontendKind},
+    verdict::Verdict,
+};
+
+use crate::{
+    balance::{Balanced, Work, dial},
+    conntrack,
+    forward::{self, Way},
+    frontend, icmp,
+    packet::{Packet, Refused},
+    parse::{Carries, Headers, parse},
+    reject::Answer,
+};
+
+/// What [`unwrap`] says of a tunnel that is none of ours: no code of [`Carries`].
+pub const NOT_OURS: u32 = u32::MAX;
+/// Bytes made linear: link layer, two IP headers of which the inner has options or extensions, and what an ICMP error
+/// quotes.
+const PARSE_BYTES: u32 = 360;
+/// Congestion experienced (RFC 3168, 5).
+const CONGESTED: u8 = 3;
+
+/// Sends a packet by `way` in a tunnel whose ends are the addresses of `to`.
+#[inline(never)]
+pub fn send<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    way: &mut Way,
+    answer: &mut Answer<F>,
+) -> Verdict {
+    match wrap(packet, headers, to, answer) {
+        Ok(()) => match forward::send(packet, way) {
+            Verdict::Redirected => Verdict::Tunnelled,
+            verdict => verdict,
+        },
+        Err(Refused) => Verdict::RewriteFailed,
+    }
+}
+
+/// Puts the outer header before the packet.
+#[inline(always)]
+fn wrap<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    answer: &mut Answer<F>,
+) -> Result<(), Refused> {
+    if headers.ip_len > u16::MAX as u32 - F::HEADER_LEN as u32 {
+        return Err(Refused);
+    }
+    let first_word = packet.read(headers.l3).ok_or(Refused)?;
+    answer.ip = F::header((to.src, to.dst), first_word, F::TUNNEL, headers.ip_len as u16);
+    packet.wrap::<F>(F::HEADER_LEN)?;
+    packet.write(headers.l3, &answer.ip)
+}
+
+/// Takes the packet whose outer headers stand in the scratch memory out of its tunnel, if it was sent here to one of
+/// this node's backends; what it then is, as a code of [`Carries`], its headers in the outer ones' place.
+///
+/// Ours is what ends at an address of this node and has inside a packet for a frontend with direct server return. A
+/// NodePort is dialled at the other node's address, which is no frontend here, but this node has it on its own. Or an
+/// ICMP error about an answer of such a connection. Everything else stays as it came.
+#[inline(always)]
+pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
+    let Some(work) = Work::<F>::new() else { return NOT_OURS };
+    let addr = work.headers.flow.tuple.dst;
+    // SAFETY: only asked whether it exists.
+    if unsafe { F::node_addresses().get(NodeAddressKey { addr }) }.is_none() {
+        return NOT_OURS;
+    }
+    packet.pull_to(PARSE_BYTES);
+    work.dialled.addr = addr;
+    match inside(packet, work) {
+        Some(carries) if packet.unwrap(F::HEADER_LEN).is_ok() => {
+            work.headers.l3 -= F::HEADER_LEN;
+            work.headers.l4 -= F::HEADER_LEN;
+            work.is_tunnelled = 1;
+            packet.pull();
+            if work.is_congested != 0 {
+                packet.mark_congested();
+            }
+            carries as u32
+        }
+        _ => NOT_OURS,
+    }
+}
+
+/// Reads what is in a tunnel and finds out whether it is ours. Congestion that could not be told its sender is a reason
+/// to drop it (RFC 6040, 4.2), as the stack does with a tunnel that ends nowhere.
+#[inline(always)]
+fn inside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Option<Carries> {
+    let outer: [u8; 4] = packet.read(work.headers.l3)?;
+    work.headers.l3 += F::HEADER_LEN;
+    let inner: [u8; 4] = packet.read(work.headers.l3)?;
+    if F::ecn(outer) == CONGESTED && F::ecn(inner) == 0 {
+        return None;
+    }
+    work.is_congested = (F::ecn(outer) == CONGESTED) as u32;
+    let carries = parse(packet, &mut work.headers)?;
+    let is_ours = match carries {
+        Carries::Transport => is_served(work),
+        Carries::Icmp => icmp::quoted(packet, &work.headers, &mut work.quote).is_some() && is_answered(work),
+        Carries::Tunnel => false,
+    };
+    if is_ours { Some(carries) } else { None }
+}
+
+/// True if a frontend with direct server return is dialled, which `work.dialled` then is.
+#[inline(always)]
+fn is_served<F: Balanced>(work: &mut Work<F>) -> bool {
+    let own = work.dialled.addr;
+    dial(&work.headers, &mut work.dialled);
+    if let Some(frontend) = frontend::lookup(&work.dialled) {
+        return frontend.flags.has(FrontendFlags::DSR);
+    }
+    work.dialled.addr = own;
+    frontend::lookup(&work.dialled).is_some_and(|frontend| {
+        frontend.kind == FrontendKind::NODE_PORT && frontend.flags.has(FrontendFlags::DSR)
+    })
+}
+
+/// True if an ICMP error is about an answer of a connection to a backend of this node.
+#[inline(always)]
+fn is_answered<F: Balanced>(work: &Work<F>) -> bool {
+    conntrack::lookup(work.quote.answer()).is_some_and(|entry| entry.flags == ConnectionFlags::default())
+}

@@ -1,0 +1,358 @@
+//! Direct server return through the real programs (`BPF_PROG_TEST_RUN`): the node that is dialled wraps the client's
+//! packet, the backend's node unwraps it and answers by itself. Whole packets, connections and counters, on IPv4 and
+//! IPv6. Needs root.
+#![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_common::{
+    conntrack::ConnectionFlags,
+    family::{Protocol, V4, V6},
+    frontend::{FrontendFlags, FrontendKind},
+    verdict::Verdict,
+};
+use lb_tests::{
+    packet::{self, ACK, Icmp, Packet, SYN, SYN_ACK, Tcp},
+    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, through_xdp},
+};
+
+/// Makes one test per family of each generic function; of those before the semicolon two: they concern what XDP wraps,
+/// or leaves to tc.
+macro_rules! both_families {
+    ($($xdp:ident)+; $($name:ident)+) => {
+        $(
+            mod $xdp {
+                both_families!(@tests $xdp);
+
+                #[test]
+                fn ipv4_xdp() {
+                    super::through_xdp(super::cases4::$xdp);
+                }
+                #[test]
+                fn ipv6_xdp() {
+                    super::through_xdp(super::cases6::$xdp);
+                }
+            }
+        )+
+        $(
+            mod $name {
+                both_families!(@tests $name);
+            }
+        )+
+    };
+    (@tests $name:ident) => {
+        #[test]
+        fn ipv4() {
+            super::cases4::$name();
+        }
+        #[test]
+        fn ipv6() {
+            super::cases6::$name();
+        }
+    };
+}
+
+const PORT: u16 = 80;
+const TARGET: u16 = 8080;
+
+/// Offsets behind the link-layer addresses: a program that sends a frame on gives it others.
+const TYPE: usize = 12;
+
+fn tcp(src: (IpAddr, u16), dst: (IpAddr, u16), tcp: Tcp) -> Packet {
+    Packet::tcp(src, dst, tcp)
+}
+
+fn untouched(packet: &[u8]) -> Ran {
+    Ran { code: UNSPEC, packet: packet.to_vec() }
+}
+
+fn counts(node: &Node) -> BTreeMap<Verdict, u64> {
+    node.verdicts().into_iter().map(|(verdict, (packets, _))| (verdict, packets)).collect()
+}
+
+/// What the families differ in.
+trait Tunnels: Places {
+    const HEADER_LEN: usize;
+    const TOO_BIG: (u8, u8);
+    const NARROW_NODE: IpAddr;
+}
+
+impl Tunnels for V4 {
+    const HEADER_LEN: usize = 20;
+    const TOO_BIG: (u8, u8) = (3, 4);
+    const NARROW_NODE: IpAddr = V4::NARROW_POD;
+}
+
+impl Tunnels for V6 {
+    const HEADER_LEN: usize = 40;
+    const TOO_BIG: (u8, u8) = (2, 0);
+    const NARROW_NODE: IpAddr = V6::NARROW_POD;
+}
+
+/// The cases, expanded once per family, as in `datapath.rs`.
+macro_rules! cases {
+    ($module:ident, $F:ident) => {
+        mod $module {
+            use super::*;
+
+            type F = $F;
+            const CLIENT: (IpAddr, u16) = (F::CLIENT, 40_000);
+            const VIP: (IpAddr, u16) = (F::VIP, PORT);
+            const POD: (IpAddr, u16) = (F::POD, TARGET);
+            const REMOTE: (IpAddr, u16) = (F::REMOTE_POD, TARGET);
+
+            fn service(protocol: Protocol, backends: &[Server]) -> Service {
+                Service {
+                    kind: FrontendKind::LOAD_BALANCER,
+                    flags: FrontendFlags::DSR,
+                    ..Service::new(VIP, protocol, backends)
+                }
+            }
+
+            /// A node whose one backend is elsewhere, at `end`.
+            fn dialled(protocol: Protocol, end: IpAddr) -> (Node, Service) {
+                let mut node = Node::start();
+                let service = service(protocol, &[Server { addr: REMOTE, local: false }]);
+                node.serve::<F>(&service);
+                node.reach_at::<F>(&service, end);
+                (node, service)
+            }
+
+            /// A node with a backend, and one elsewhere that is not for it to choose.
+            fn serving(protocol: Protocol, change: impl FnOnce(&mut Service)) -> (Node, Service) {
+                let mut node = Node::start();
+                let elsewhere = Server { addr: REMOTE, local: false };
+                let mut service =
+                    service(protocol, &[elsewhere, elsewhere, elsewhere, Server { addr: POD, local: true }]);
+                change(&mut service);
+                node.serve::<F>(&service);
+                node.reach_at::<F>(&service, F::OTHER_NODE);
+                (node, service)
+            }
+
+            fn wrapped(packet: &[u8]) -> Vec<u8> {
+                packet::tunnelled(packet, F::NODE, F::OTHER_NODE)
+            }
+
+            /// What the other node sends here.
+            fn arriving(packet: &[u8]) -> Vec<u8> {
+                packet::tunnelled(packet, F::OTHER_NODE, F::NODE)
+            }
+
+            /// Runs a packet that must be sent to the other node as it is.
+            fn wrap(node: &mut Node, packet: &[u8]) {
+                let ran = node.run(Hook::FromNetwork, packet);
+                assert_eq!(ran.code, REDIRECT, "sent on: {:?}", node.verdicts());
+                assert_eq!(ran.packet[TYPE..], wrapped(packet)[TYPE..]);
+            }
+
+            /// Runs a packet that must be translated and go on by the stack.
+            fn translate(node: &mut Node, hook: Hook, packet: &[u8]) -> Packet {
+                let ran = node.run(hook, packet);
+                assert_eq!(ran.code, UNSPEC, "left to the stack: {:?}", node.verdicts());
+                Packet::decode(&ran.packet)
+            }
+
+            pub(super) fn what_a_client_sends_goes_to_the_backends_node_as_it_is() {
+                let (mut node, service) = dialled(Protocol::TCP, F::OTHER_NODE);
+                let opening = tcp(CLIENT, VIP, SYN);
+                for packet in [opening.clone(), tcp(CLIENT, VIP, ACK), tcp(CLIENT, VIP, ACK).with_payload(b"data")] {
+                    wrap(&mut node, &packet.bytes());
+                }
+                assert_eq!(counts(&node), [(Verdict::Tunnelled, 3)].into());
+                let entry = node.connection::<F>(&opening.flow::<F>()).expect("recorded");
+                assert_eq!(entry.flags, ConnectionFlags::TUNNEL);
+                assert_eq!(node.connections::<F>(), 1, "the answers do not pass here");
+                let traffic = node.service(service.service_port());
+                assert_eq!((traffic.connections, traffic.packets), (1, 3));
+            }
+
+            /// RFC 6040: what routers say of congestion reaches the client's and the backend's stacks.
+            pub(super) fn the_outer_header_has_the_ecn_of_the_packet() {
+                let (mut node, _) = dialled(Protocol::UDP, F::OTHER_NODE);
+                for ecn in 0..4 {
+                    wrap(&mut node, &packet::with_ecn(&Packet::udp(CLIENT, VIP, b"x").bytes(), ecn));
+                }
+            }
+
+            pub(super) fn a_flow_stays_with_its_node() {
+                let (mut node, service) = dialled(Protocol::TCP, F::OTHER_NODE);
+                wrap(&mut node, &tcp(CLIENT, VIP, SYN).bytes());
+                node.reach_at::<F>(&service, F::OTHER_CLIENT);
+                wrap(&mut node, &tcp(CLIENT, VIP, ACK).bytes());
+                let other = tcp((F::CLIENT, 40_001), VIP, SYN).bytes();
+                let ran = node.run(Hook::FromNetwork, &other);
+                assert_eq!(ran.packet[TYPE..], packet::tunnelled(&other, F::NODE, F::OTHER_CLIENT)[TYPE..]);
+            }
+
+            /// As long as nobody says where the backend's node is, and for clients in the cluster.
+            pub(super) fn without_a_known_node_the_source_is_replaced() {
+                let mut node = Node::start();
+                node.serve::<F>(&service(Protocol::TCP, &[Server { addr: REMOTE, local: false }]));
+                let ran = node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, SYN).bytes());
+                let sent = Packet::decode(&ran.packet);
+                assert_eq!((ran.code, sent.src.0, sent.dst), (REDIRECT, F::NODE, REMOTE));
+                assert_eq!(counts(&node), [(Verdict::Redirected, 1)].into());
+            }
+
+            pub(super) fn fragments_follow_their_first() {
+                let (mut node, _) = dialled(Protocol::UDP, F::OTHER_NODE);
+                for fragment in packet::fragments(&Packet::udp(CLIENT, VIP, &[7; 64]).bytes(), 32) {
+                    wrap(&mut node, &fragment);
+                }
+                assert_eq!(counts(&node), [(Verdict::Tunnelled, 2)].into());
+            }
+
+            /// RFC 1191, RFC 8201: what fits is less by our header.
+            pub(super) fn what_does_not_fit_with_its_header_is_answered() {
+                let (mut node, _) = dialled(Protocol::TCP, F::NARROW_NODE);
+                let ran = node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, SYN).bytes());
+                assert_eq!(ran.code, REDIRECT);
+                let room = 1280 - 2 * F::HEADER_LEN - 20;
+                let ran = node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, ACK).with_payload(&vec![1; room]).bytes());
+                assert_eq!((ran.code, ran.packet.len()), (REDIRECT, 14 + 1280));
+                let large = tcp(CLIENT, VIP, ACK).with_payload(&vec![1; room + 1]).bytes();
+                let ran = node.run(Hook::FromNetwork, &large);
+                assert_eq!(ran.code, REDIRECT);
+                let told = Icmp::decode(&ran.packet);
+                assert_eq!((told.src, told.dst, told.kind), (F::NODE, F::CLIENT, F::TOO_BIG));
+                assert_eq!(told.rest, 1280 - F::HEADER_LEN as u32);
+                assert_eq!(counts(&node), [(Verdict::Tunnelled, 2), (Verdict::TooBig, 1)].into());
+            }
+
+            pub(super) fn a_large_packet_of_segments_that_fit_is_wrapped_whole() {
+                let (mut node, _) = dialled(Protocol::TCP, F::OTHER_NODE);
+                let large = tcp(CLIENT, VIP, ACK).with_payload(&[1; 3000]).bytes();
+                let largest = 1500 - 2 * F::HEADER_LEN as u32 - 20;
+                let ran = node.run_segmented(Hook::FromNetwork, &large, largest);
+                assert_eq!((ran.code, ran.packet), (REDIRECT, wrapped(&large)));
+                let ran = node.run_segmented(Hook::FromNetwork, &large, largest + 1);
+                assert_eq!((ran.code, counts(&node)[&Verdict::TooBig]), (REDIRECT, 1));
+                assert_eq!(Icmp::decode(&ran.packet).rest, 1500 - F::HEADER_LEN as u32);
+            }
+
+            /// An error on an answer's way from the backend's node to the client comes back to the VIP.
+            pub(super) fn an_error_about_an_answer_goes_to_the_backends_node_too() {
+                let (mut node, _) = dialled(Protocol::TCP, F::OTHER_NODE);
+                wrap(&mut node, &tcp(CLIENT, VIP, SYN).bytes());
+                let answer = tcp(VIP, CLIENT, SYN_ACK).bytes();
+                wrap(&mut node, &Icmp::about(F::ROUTER, &answer, F::TOO_BIG, 1280).bytes());
+                assert_eq!(counts(&node), [(Verdict::Tunnelled, 2)].into());
+            }
+
+            pub(super) fn what_comes_in_a_tunnel_goes_to_a_backend_of_this_node() {
+                let (mut node, _) = serving(Protocol::TCP, |_| ());
+                for port in 40_000..40_016 {
+                    let client = (F::CLIENT, port);
+                    let request = tcp(client, VIP, SYN);
+                    let sent = translate(&mut node, Hook::FromNetwork, &arriving(&request.bytes()));
+                    assert_eq!(sent, Packet { dst: POD, ..request.clone() });
+                    let known = translate(&mut node, Hook::FromNetwork, &arriving(&tcp(client, VIP, ACK).bytes()));
+                    assert_eq!((known.src, known.dst), (client, POD));
+                    let reply = translate(&mut node, Hook::ToNetwork, &tcp(POD, client, SYN_ACK).bytes());
+                    assert_eq!(reply, tcp(VIP, client, SYN_ACK), "straight to the client, from whom it dialled");
+                }
+                assert_eq!(counts(&node), [(Verdict::Translated, 48)].into());
+            }
+
+            /// A NodePort is dialled at the other node's address.
+            pub(super) fn a_node_port_of_another_node_is_this_ones_too() {
+                let own = (F::NODE, 30_080);
+                let (mut node, _) = serving(Protocol::UDP, |service| {
+                    service.kind = FrontendKind::NODE_PORT;
+                    service.vip = own;
+                });
+                let there = (F::OTHER_NODE, own.1);
+                let request = Packet::udp(CLIENT, there, b"?");
+                let sent = translate(&mut node, Hook::FromNetwork, &arriving(&request.bytes()));
+                assert_eq!(sent, Packet { dst: POD, ..request });
+                let reply = translate(&mut node, Hook::ToNetwork, &Packet::udp(POD, CLIENT, b"!").bytes());
+                assert_eq!(reply, Packet::udp(there, CLIENT, b"!"));
+            }
+
+            /// Otherwise two nodes could send a packet to each other for ever.
+            pub(super) fn what_came_in_a_tunnel_goes_into_no_other() {
+                let (mut node, service) = serving(Protocol::TCP, |service| service.backends.truncate(1));
+                wrap(&mut node, &tcp(CLIENT, VIP, SYN).bytes());
+                let again = arriving(&tcp(CLIENT, VIP, ACK).bytes());
+                assert_eq!(node.run(Hook::FromNetwork, &again).code, SHOT);
+                assert_eq!(counts(&node), [(Verdict::Tunnelled, 1), (Verdict::PolicyLocal, 1)].into());
+                assert_eq!(node.service(service.service_port()).refused, 1);
+            }
+
+            pub(super) fn tunnels_that_are_none_of_ours_stay_as_they_came() {
+                let (mut node, _) = serving(Protocol::TCP, |service| service.flags = FrontendFlags::default());
+                let request = tcp(CLIENT, VIP, SYN).bytes();
+                let strange = tcp(CLIENT, (F::OTHER_VIP, PORT), SYN).bytes();
+                let congested = packet::with_ecn(&arriving(&request), 3);
+                for packet in [
+                    arriving(&request),
+                    packet::tunnelled(&request, F::OTHER_NODE, F::OTHER_NODE),
+                    arriving(&strange),
+                    arriving(&arriving(&request)),
+                    congested,
+                    arriving(&request)[..14 + F::HEADER_LEN + 8].to_vec(),
+                ] {
+                    for hook in [Hook::FromNetwork, Hook::ToNetwork, Hook::FromPod, Hook::ToPod] {
+                        assert_eq!(node.run(hook, &packet), untouched(&packet), "{hook:?}");
+                    }
+                }
+                assert_eq!(node.connections::<F>(), 0);
+            }
+
+            /// RFC 6040, 4.2.
+            pub(super) fn congestion_in_the_tunnel_is_told_the_backend() {
+                let (mut node, _) = serving(Protocol::TCP, |_| ());
+                let capable = packet::with_ecn(&tcp(CLIENT, VIP, SYN).bytes(), 2);
+                let ran = node.run(Hook::FromNetwork, &packet::with_ecn(&arriving(&capable), 3));
+                assert_eq!((ran.code, Packet::decode(&ran.packet).dst), (UNSPEC, POD));
+                assert_eq!(ran.packet, packet::with_ecn(&ran.packet, 3));
+                let incapable = packet::with_ecn(&arriving(&tcp(CLIENT, VIP, SYN).bytes()), 3);
+                assert_eq!(node.run(Hook::FromNetwork, &incapable), untouched(&incapable), "the stack drops it");
+            }
+
+            pub(super) fn fragments_in_tunnels_follow_their_first() {
+                let (mut node, _) = serving(Protocol::UDP, |_| ());
+                for fragment in packet::fragments(&Packet::udp(CLIENT, VIP, &[7; 64]).bytes(), 32) {
+                    let ran = node.run(Hook::FromNetwork, &arriving(&fragment));
+                    assert_eq!((ran.code, ran.packet.len()), (UNSPEC, fragment.len()));
+                }
+                assert_eq!(counts(&node), [(Verdict::Translated, 2)].into());
+            }
+
+            pub(super) fn an_error_about_an_answer_reaches_the_backend() {
+                let (mut node, _) = serving(Protocol::TCP, |_| ());
+                translate(&mut node, Hook::FromNetwork, &arriving(&tcp(CLIENT, VIP, SYN).bytes()));
+                let answer = tcp(VIP, CLIENT, SYN_ACK);
+                let error = Icmp::about(F::ROUTER, &answer.bytes(), F::TOO_BIG, 1280);
+                let ran = node.run(Hook::FromNetwork, &arriving(&error.bytes()));
+                assert_eq!(ran.code, UNSPEC);
+                let told = Icmp::decode(&ran.packet);
+                assert_eq!((told.src, told.dst, told.kind), (F::ROUTER, F::POD, F::TOO_BIG));
+                assert_eq!(told.payload, Packet { src: POD, ..answer }.bytes()[14..]);
+            }
+        }
+    };
+}
+
+cases!(cases4, V4);
+cases!(cases6, V6);
+
+both_families! {
+    what_a_client_sends_goes_to_the_backends_node_as_it_is
+    the_outer_header_has_the_ecn_of_the_packet
+    a_flow_stays_with_its_node
+    without_a_known_node_the_source_is_replaced
+    fragments_follow_their_first
+    what_does_not_fit_with_its_header_is_answered
+    an_error_about_an_answer_goes_to_the_backends_node_too
+    what_comes_in_a_tunnel_goes_to_a_backend_of_this_node
+    tunnels_that_are_none_of_ours_stay_as_they_came
+    ;
+    a_large_packet_of_segments_that_fit_is_wrapped_whole
+    a_node_port_of_another_node_is_this_ones_too
+    what_came_in_a_tunnel_goes_into_no_other
+    congestion_in_the_tunnel_is_told_the_backend
+    fragments_in_tunnels_follow_their_first
+    an_error_about_an_answer_reaches_the_backend
+}
