@@ -73,24 +73,6 @@ const CASES: &[Case] = &[
         has_any: true,
     },
     Case {
-        name: "direct server return: own endpoints, topology ignored for them",
-        policies: "C C E D",
-        zone: Some("a"),
-        hosts: &["3 zone=a local", "4 zone=b local", "5 zone=c", "6 zone=a"],
-        cluster: Some(&[0, 3]),
-        local: Some(&[0, 1]),
-        has_any: true,
-    },
-    Case {
-        name: "direct server return of what nobody reaches from outside",
-        policies: "C C D",
-        zone: Some("a"),
-        hosts: &["3 zone=a local"],
-        cluster: Some(&[0]),
-        local: None,
-        has_any: true,
-    },
-    Case {
         name: "internalTrafficPolicy: Local, topology ignored for Local endpoints",
         policies: "L C E",
         zone: Some("a"),
@@ -404,4 +386,14 @@ fn published_although_not_ready_means_used() {
     host.conditions.ready = true;
     let backends = [Backend { host: &host, port: 80, is_local: false }];
     assert_eq!(select(&backends, policies("C C"), &Node::default()).cluster, [0], "spec 2.5");
+}
+
+#[test]
+fn direct_server_return_selects_the_own_backends_besides() {
+    let hosts = ["3 zone=a local", "4 zone=b local", "5 zone=c", "6 zone=a"].map(host);
+    let backends = hosts.each_ref().map(|(host, is_local)| Backend { host, port: 80, is_local: *is_local });
+    let node = Node { zone: Some("a".into()), ..Node::default() };
+    let selection = select(&backends, policies("C C E D"), &node);
+    assert_eq!((selection.cluster, selection.local), (vec![0, 3], vec![0, 1]), "hints choose among all only");
+    assert!(select(&backends, policies("C C D"), &node).local.is_empty(), "nobody comes from outside");
 }
