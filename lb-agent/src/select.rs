@@ -74,7 +74,8 @@ fn uses_cluster(policies: Policies) -> bool {
 
 fn uses_local(policies: Policies) -> bool {
     policies.internal == Policy::Local
-        || (policies.external == Policy::Local || policies.returns_directly) && policies.is_externally_accessible
+        || (policies.external == Policy::Local || policies.returns_directly)
+            && policies.is_externally_accessible
 }
 
 /// Not ready any more, but serving until its connections have ended.

@@ -23,8 +23,7 @@ use crate::{
     packet::{OFFSET_MASK, Packet, Refused},
     parse::{ETHERNET_LEN, Fragment, Headers},
     reject::{self, TTL},
-    tunnel,
-    vip,
+    tunnel, vip,
 };
 
 /// Length of the header before what an error quotes.
@@ -142,7 +141,8 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     opening.service_port = entry.service_port;
     opening.backend = entry.backend;
     if entry.flags.has(ConnectionFlags::TUNNEL) {
-        return match forward::route_added(packet, &entry.to, headers.ip_len as u16, F::HEADER_LEN as u16, way) {
+        return match forward::route_added(packet, &entry.to, headers.ip_len as u16, F::HEADER_LEN as u16, way)
+        {
             Ok(Route::Via) => tunnel::send(packet, headers, &entry.to, way, answer),
             _ => Verdict::RefusedSilently,
         };

@@ -255,7 +255,12 @@ fn action(verdict: Option<Verdict>) -> i32 {
     match verdict {
         None | Some(Verdict::NotOurs | Verdict::Translated) => TC_ACT_UNSPEC,
         Some(
-            Verdict::Redirected | Verdict::Tunnelled | Verdict::Refused | Verdict::Echoed | Verdict::TtlExceeded | Verdict::TooBig,
+            Verdict::Redirected
+            | Verdict::Tunnelled
+            | Verdict::Refused
+            | Verdict::Echoed
+            | Verdict::TtlExceeded
+            | Verdict::TooBig,
         ) => TC_ACT_REDIRECT,
         Some(_) => TC_ACT_SHOT,
     }

@@ -96,12 +96,7 @@ impl FamilyAnswer for V4 {
     const FIRST_WORD: [u8; 4] = [0x45, 0, 0, 0];
 
     #[inline(always)]
-    fn header(
-        (src, dst): (Addr4, Addr4),
-        [_, tos, ..]: [u8; 4],
-        protocol: Protocol,
-        len: u16,
-    ) -> Ipv4Header {
+    fn header((src, dst): (Addr4, Addr4), [_, tos, ..]: [u8; 4], protocol: Protocol, len: u16) -> Ipv4Header {
         let total_len = Be16::new(Self::HEADER_LEN as u16 + len);
         let sum = Sum::default()
             .add16(u16::from_ne_bytes([0x45, tos]))
@@ -136,12 +131,7 @@ impl FamilyAnswer for V6 {
     const FIRST_WORD: [u8; 4] = [0x60, 0, 0, 0];
 
     #[inline(always)]
-    fn header(
-        (src, dst): (Addr6, Addr6),
-        first_word: [u8; 4],
-        protocol: Protocol,
-        len: u16,
-    ) -> Ipv6Header {
+    fn header((src, dst): (Addr6, Addr6), first_word: [u8; 4], protocol: Protocol, len: u16) -> Ipv6Header {
         Ipv6Header {
             version_class_flow: first_word,
             payload_len: Be16::new(len),

@@ -156,7 +156,9 @@ macro_rules! cases {
             pub(super) fn what_a_client_sends_goes_to_the_backends_node_as_it_is() {
                 let (mut node, service) = dialled(Protocol::TCP, F::OTHER_NODE);
                 let opening = tcp(CLIENT, VIP, SYN);
-                for packet in [opening.clone(), tcp(CLIENT, VIP, ACK), tcp(CLIENT, VIP, ACK).with_payload(b"data")] {
+                for packet in
+                    [opening.clone(), tcp(CLIENT, VIP, ACK), tcp(CLIENT, VIP, ACK).with_payload(b"data")]
+                {
                     wrap(&mut node, &packet.bytes());
                 }
                 assert_eq!(counts(&node), [(Verdict::Tunnelled, 3)].into());
@@ -209,7 +211,8 @@ macro_rules! cases {
                 let ran = node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, SYN).bytes());
                 assert_eq!(ran.code, REDIRECT);
                 let room = 1280 - 2 * F::HEADER_LEN - 20;
-                let ran = node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, ACK).with_payload(&vec![1; room]).bytes());
+                let ran =
+                    node.run(Hook::FromNetwork, &tcp(CLIENT, VIP, ACK).with_payload(&vec![1; room]).bytes());
                 assert_eq!((ran.code, ran.packet.len()), (REDIRECT, 14 + 1280));
                 let large = tcp(CLIENT, VIP, ACK).with_payload(&vec![1; room + 1]).bytes();
                 let ran = node.run(Hook::FromNetwork, &large);
@@ -247,10 +250,15 @@ macro_rules! cases {
                     let request = tcp(client, VIP, SYN);
                     let sent = translate(&mut node, Hook::FromNetwork, &arriving(&request.bytes()));
                     assert_eq!(sent, Packet { dst: POD, ..request.clone() });
-                    let known = translate(&mut node, Hook::FromNetwork, &arriving(&tcp(client, VIP, ACK).bytes()));
+                    let known =
+                        translate(&mut node, Hook::FromNetwork, &arriving(&tcp(client, VIP, ACK).bytes()));
                     assert_eq!((known.src, known.dst), (client, POD));
                     let reply = translate(&mut node, Hook::ToNetwork, &tcp(POD, client, SYN_ACK).bytes());
-                    assert_eq!(reply, tcp(VIP, client, SYN_ACK), "straight to the client, from whom it dialled");
+                    assert_eq!(
+                        reply,
+                        tcp(VIP, client, SYN_ACK),
+                        "straight to the client, from whom it dialled"
+                    );
                 }
                 assert_eq!(counts(&node), [(Verdict::Translated, 48)].into());
             }
@@ -281,7 +289,8 @@ macro_rules! cases {
             }
 
             pub(super) fn tunnels_that_are_none_of_ours_stay_as_they_came() {
-                let (mut node, _) = serving(Protocol::TCP, |service| service.flags = FrontendFlags::default());
+                let (mut node, _) =
+                    serving(Protocol::TCP, |service| service.flags = FrontendFlags::default());
                 let request = tcp(CLIENT, VIP, SYN).bytes();
                 let strange = tcp(CLIENT, (F::OTHER_VIP, PORT), SYN).bytes();
                 let congested = packet::with_ecn(&arriving(&request), 3);
@@ -308,7 +317,11 @@ macro_rules! cases {
                 assert_eq!((ran.code, Packet::decode(&ran.packet).dst), (UNSPEC, POD));
                 assert_eq!(ran.packet, packet::with_ecn(&ran.packet, 3));
                 let incapable = packet::with_ecn(&arriving(&tcp(CLIENT, VIP, SYN).bytes()), 3);
-                assert_eq!(node.run(Hook::FromNetwork, &incapable), untouched(&incapable), "the stack drops it");
+                assert_eq!(
+                    node.run(Hook::FromNetwork, &incapable),
+                    untouched(&incapable),
+                    "the stack drops it"
+                );
             }
 
             pub(super) fn fragments_in_tunnels_follow_their_first() {

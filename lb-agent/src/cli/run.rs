@@ -51,7 +51,10 @@ use crate::{
     kube_proxy::GoDuration,
     maps::bpf::BpfMaps,
     metrics::{collection::CollectionMetrics, server::Metrics},
-    model::{family::IpFamily, service::{Algorithm, Forwarding}},
+    model::{
+        family::IpFamily,
+        service::{Algorithm, Forwarding},
+    },
     reconcile::{
         ReconcileConfig, Reconciler,
         run::{self as reconcile, Inputs, Outputs, Query, Timing},

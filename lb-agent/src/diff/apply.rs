@@ -92,9 +92,7 @@ impl Blocked {
         match write {
             FamilyWrite::Frontend(_, Some(value)) => {
                 self.service_ports.contains(&value.service_port)
-                    || value.runs()
-                        .iter()
-                        .any(|run| self.slots.range(slots_of(*run)).next().is_some())
+                    || value.runs().iter().any(|run| self.slots.range(slots_of(*run)).next().is_some())
             }
             FamilyWrite::SourceRange(key, None) => self.restricted.contains(&key.data.service_port),
             FamilyWrite::Backend(id, None) => self.in_use.contains(id),

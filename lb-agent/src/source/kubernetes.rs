@@ -80,7 +80,13 @@ pub struct KubernetesSource {
 impl KubernetesSource {
     /// A source that talks to nobody yet.
     pub fn new(config: KubernetesConfig) -> Self {
-        Self { config, timeouts: Timeouts::default(), status: watch::Sender::default(), events: None, wants_nodes: None }
+        Self {
+            config,
+            timeouts: Timeouts::default(),
+            status: watch::Sender::default(),
+            events: None,
+            wants_nodes: None,
+        }
     }
 
     /// Also publishes these events.

@@ -5,8 +5,9 @@ use core::ffi::c_void;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR,
-        bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_redir_neigh,
+        __sk_buff, BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L3_IPV6, BPF_F_ADJ_ROOM_FIXED_GSO,
+        BPF_F_INGRESS, BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+        bpf_redir_neigh,
     },
     helpers::{
         bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
@@ -185,8 +186,11 @@ impl Packet for TcPacket {
     /// Segments the stack or the hardware will make keep their size: who wraps has seen to it that they fit.
     #[inline(always)]
     fn wrap<F: Family>(&mut self, len: usize) -> Result<(), Refused> {
-        let family =
-            if F::ETHERTYPE == V4::ETHERTYPE { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
+        let family = if F::ETHERTYPE == V4::ETHERTYPE {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+        } else {
+            BPF_F_ADJ_ROOM_ENCAP_L3_IPV6
+        };
         let flags = (family | BPF_F_ADJ_ROOM_FIXED_GSO) as u64;
         // SAFETY: valid context; the helper checks the length.
         checked(unsafe { bpf_skb_adjust_room(self.skb(), len as i32, BPF_ADJ_ROOM_MAC, flags) })

@@ -6,7 +6,12 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{EbpfContext as _, bindings::xdp_md, helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len}, programs::XdpContext};
+use aya_ebpf::{
+    EbpfContext as _,
+    bindings::xdp_md,
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 use lb_common::{
     checksum::{self, Sum},
     family::{Be16, Family, Protocol},
