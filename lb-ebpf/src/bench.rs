@@ -8,9 +8,9 @@ use core::mem::size_of;
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::bpf_get_prandom_u32,
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
     macros::{classifier, map, xdp},
-    maps::{Array, HashMap, LruHashMap, ProgramArray},
+    maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
 };
 
@@ -45,6 +45,9 @@ static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 static FLOOR_HASH: HashMap<[u64; 2], [u64; 8]> = HashMap::with_max_entries(131_072, 0);
 #[map]
 static FLOOR_LRU: LruHashMap<[u64; 2], [u64; 8]> = LruHashMap::with_max_entries(131_072, 0);
+
+#[map]
+static FLOOR_COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(4, 0);
 
 /// Restores the packet between `data` and `end`; the number that makes its flow differ.
 #[inline(always)]
@@ -192,6 +195,61 @@ pub fn floor_insert_two(context: XdpContext) -> u32 {
         }
     }
     xdp_action::XDP_TX
+}
+
+/// The least that translating a packet of a known connection costs: its lookup, a clock, the bytes that DNAT, SNAT and a
+/// known next hop change, both checksums by difference, and three counters. No rules, no phases, no other packet.
+#[xdp(frags)]
+pub fn floor_translate(context: XdpContext) -> u32 {
+    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some(entry) = FLOOR_LRU.get_ptr_mut(key) else {
+        let _ = FLOOR_LRU.insert(key, [0u64; 8], 0);
+        return xdp_action::XDP_DROP;
+    };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_ktime_get_coarse_ns() } >> 30;
+    // SAFETY: a map value stays readable and writable for this run; only this CPU runs the measurement.
+    let entry = unsafe { &mut *entry };
+    if entry[0] != now {
+        entry[0] = now;
+    }
+    let (data, end) = (context.data(), context.data_end());
+    if data + PACKET4_LEN > end {
+        return xdp_action::XDP_DROP;
+    }
+    let (addresses, ports) = (entry[1] | 0x0a00_0001_0a00_0002, entry[2] as u32 | 0x1f90_8000);
+    // SAFETY: inside the packet, as just checked.
+    unsafe {
+        let old = *((data + 26) as *const u64);
+        let words = |value: u64| (value & 0xffff_ffff) + (value >> 32);
+        let moved = words(!old) + words(addresses);
+        *(data as *mut [u32; 3]) = [entry[3] as u32, entry[3] as u32, entry[4] as u32];
+        *((data + 22) as *mut u8) -= 1;
+        *((data + 24) as *mut u16) = folded(u64::from(!*((data + 24) as *const u16)) + moved + 0xfffe);
+        let old_ports = *((data + 34) as *const u32);
+        let sum = u64::from(!*((data + 50) as *const u16)) + moved + u64::from(!old_ports) + u64::from(ports);
+        *((data + 50) as *mut u16) = folded(sum);
+        *((data + 26) as *mut u64) = addresses;
+        *((data + 34) as *mut u32) = ports;
+    }
+    let mut index = 0;
+    while index < 3 {
+        if let Some(counter) = FLOOR_COUNTERS.get_ptr_mut(index) {
+            // SAFETY: this CPU's own slot.
+            unsafe { *counter = [(*counter)[0] + 1, (*counter)[1] + PACKET4_LEN as u64] };
+        }
+        index += 1;
+    }
+    xdp_action::XDP_TX
+}
+
+/// The ones' complement of a ones' complement sum.
+#[inline(always)]
+fn folded(mut sum: u64) -> u16 {
+    sum = (sum & 0xffff_ffff) + (sum >> 32);
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum = (sum & 0xffff) + (sum >> 16);
+    !(sum as u16)
 }
 
 /// Lets the kernel grant helpers that want a GPL-compatible program.

@@ -1,16 +1,23 @@
 //! The measurements run: every way serves, and every row is there. Figures are not looked at. Needs root.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, reason = "tests")]
 
-use std::{fs, process::Command};
+use std::{ffi::OsStr, fs, path::Path, process::Command};
 
+use ebpf_build::{Build, Toolchain};
 use serde_json::Value;
 
 /// Runs a measurement as `--quick`; its rows.
-fn rows(program: &str) -> Vec<Value> {
+fn rows(program: &str, arguments: &[&OsStr]) -> Vec<Value> {
     let dir = tempfile::tempdir().unwrap();
     let json = dir.path().join("rows.json");
     let mut command = Command::new(program);
-    command.arg("--quick").arg("--json").arg(&json).arg("--svg").arg(dir.path().join("plots"));
+    command
+        .args(arguments)
+        .arg("--quick")
+        .arg("--json")
+        .arg(&json)
+        .arg("--svg")
+        .arg(dir.path().join("plots"));
     let output = command.output().unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{stderr}");
@@ -31,6 +38,24 @@ fn assert_rows(rows: &[Value], suite: &str, mut cases: Vec<String>) {
     }
 }
 
+/// The object of the measuring programs is built here: it is part of no other.
+#[test]
+fn every_way_of_a_packet_is_measured() {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
+    let build = Build { workspace, toolchain: Toolchain::detect().unwrap(), log: false };
+    let object = build.run_bench().unwrap();
+    let rows = rows(env!("CARGO_BIN_EXE_bench-packets"), &["--object".as_ref(), object.as_os_str()]);
+    let count =
+        |prefix: &str| rows.iter().filter(|row| row["case"].as_str().unwrap().starts_with(prefix)).count();
+    assert!(count("floor: ") >= 10);
+    assert_eq!((count("XDP, IPv4: "), count("tc, IPv4: ")), (count("XDP, IPv6: ") + 1, count("tc, IPv6: ")));
+    assert_eq!(count("XDP, IPv4, 100000 services: "), 4);
+    for row in &rows {
+        let figure = |name: &str| row[name].as_f64().unwrap();
+        assert!(0.0 < figure("min") && figure("min") <= figure("max") && row["met"].is_null(), "{row}");
+    }
+}
+
 #[test]
 fn every_way_to_a_service_serves_and_is_measured() {
     let mut cases = Vec::new();
@@ -42,7 +67,7 @@ fn every_way_to_a_service_serves_and_is_measured() {
             cases.extend([1, 50].map(|services| format!("{measure}, {path}, services: {services}")));
         }
     }
-    assert_rows(&rows(env!("CARGO_BIN_EXE_bench-sockets")), "sockets", cases);
+    assert_rows(&rows(env!("CARGO_BIN_EXE_bench-sockets"), &[]), "sockets", cases);
 }
 
 #[test]
@@ -57,5 +82,5 @@ fn both_sources_of_objects_are_measured() {
         cases.push(format!("{what}, {scale}, control plane alone"));
     }
     cases.push("build a Maglev table, 16381 slots, 100 backends".to_owned());
-    assert_rows(&rows(env!("CARGO_BIN_EXE_bench-control")), "control", cases);
+    assert_rows(&rows(env!("CARGO_BIN_EXE_bench-control"), &[]), "control", cases);
 }

@@ -645,6 +645,8 @@ macro_rules! cases {
             /// A client dials a frontend, and later from the same port its backend: both are answered by whom they dialled.
             pub(super) fn a_backend_dialled_past_its_frontend_is_told_apart() {
                 let mut node = Node::start();
+                // Loading it takes seconds; a packet's way from XDP to tc does not.
+                node.tc_program("tc_uplink_ingress");
                 let service = service(Protocol::UDP, &[local()]);
                 node.serve::<F>(&service);
                 let served = Packet::udp(CLIENT, VIP, b"?");

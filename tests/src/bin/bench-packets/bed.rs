@@ -43,8 +43,15 @@ pub(crate) struct Bench {
 }
 
 /// Programs of the object, by hook.
-const XDP: [&str; 6] =
-    ["bench_xdp", "floor_return_xdp", "floor_parse", "floor_hash", "floor_lru", "floor_insert_two"];
+const XDP: [&str; 7] = [
+    "bench_xdp",
+    "floor_return_xdp",
+    "floor_parse",
+    "floor_hash",
+    "floor_lru",
+    "floor_translate",
+    "floor_insert_two",
+];
 const TC: [&str; 2] = ["bench_tc", "floor_return_tc"];
 
 impl Bench {

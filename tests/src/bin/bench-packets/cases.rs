@@ -200,6 +200,16 @@ fn floors() -> Vec<Case> {
             Vary::Each,
         ),
         floor("XDP, packet restored, one LRU lookup of those", Program::Floor("floor_lru"), Vary::Random),
+        floor(
+            "XDP, packet restored, least translation, one flow",
+            Program::Floor("floor_translate"),
+            Vary::One,
+        ),
+        floor(
+            "XDP, packet restored, least translation, random flows",
+            Program::Floor("floor_translate"),
+            Vary::Random,
+        ),
         floor("tc, return", Program::Bare("floor_return_tc"), Vary::One),
         floor("tc, packet restored, return", Program::Floor("floor_return_tc"), Vary::One),
         floor("tc, packet restored, random flow, return", Program::Floor("floor_return_tc"), Vary::Random),
