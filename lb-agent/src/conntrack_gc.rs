@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn connections_die_as_a_whole() {
         use Phase as P;
-        let (tcp, udp) = (Protocol::TCP, Protocol::UDP);
+        let (tcp, udp, sctp) = (Protocol::TCP, Protocol::UDP, Protocol::SCTP);
         let rows = [
             ("established", tcp, (P::ESTABLISHED, 10), Some((P::ESTABLISHED, 10)), false),
             (
@@ -217,6 +217,10 @@ mod tests {
             ("never answered", tcp, (P::OPENING, 70), Some((P::OPENING, 70)), true),
             ("without its other direction", tcp, (P::ESTABLISHED, 3600), None, false),
             ("without its other direction, too old", tcp, (P::OPENING, 70), None, true),
+            ("SCTP", sctp, (P::ESTABLISHED, 150), Some((P::ESTABLISHED, 150)), false),
+            ("SCTP without heartbeats", sctp, (P::ESTABLISHED, 250), Some((P::ESTABLISHED, 250)), true),
+            ("SCTP, shut down", sctp, (P::FINISHED, 40), Some((P::FINISHED, 40)), true),
+            ("SCTP, aborted", sctp, (P::ESTABLISHED, 1), Some((P::RESET, 1)), true),
             ("UDP", udp, (P::ESTABLISHED, 60), Some((P::ESTABLISHED, 60)), false),
             ("UDP, quiet", udp, (P::ESTABLISHED, 150), Some((P::ESTABLISHED, 150)), true),
             ("UDP that is answered only", udp, (P::ESTABLISHED, 150), Some((P::ESTABLISHED, 1)), false),

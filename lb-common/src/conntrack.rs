@@ -33,11 +33,11 @@ pub struct Phase(pub u8);
 impl Phase {
     /// Only the opening packet of this direction was seen, or nothing yet; a UDP flow of a moment, as a DNS query.
     pub const OPENING: Self = Self(0);
-    /// Data flows: TCP past the handshake, UDP that lasted into another second.
+    /// Data flows: TCP and SCTP past the handshake, UDP that lasted into another second.
     pub const ESTABLISHED: Self = Self(1);
-    /// This direction sent FIN.
+    /// This direction sent FIN, or SHUTDOWN.
     pub const FINISHED: Self = Self(2);
-    /// This direction sent RST.
+    /// This direction sent RST, or ABORT.
     pub const RESET: Self = Self(3);
 
     /// The name operators read.
@@ -51,7 +51,7 @@ impl Phase {
         }
     }
 
-    /// The phase after a TCP packet with `flags`.
+    /// The phase after a TCP packet with `flags`, or an SCTP packet that says as much ([`crate::sctp::flags`]).
     #[inline(always)]
     #[must_use]
     pub const fn after(self, flags: TcpFlags) -> Self {
@@ -69,16 +69,21 @@ impl Phase {
     }
 
     /// Seconds without a packet after which the entry is dead. Established TCP as kube-proxy sets it (spec 7.22); the
-    /// others as nf_conntrack's defaults for close, time wait, UDP and UDP streams, time wait halved.
+    /// others as nf_conntrack's defaults for close, time wait, UDP and UDP streams, time wait halved. Established SCTP
+    /// sends heartbeats every 30 s, and nf_conntrack lets it miss seven; INIT is repeated within a minute at the latest
+    /// (RFC 9260, 16), and SHUTDOWN waits for nobody.
     #[inline(always)]
     pub const fn timeout_s(self, protocol: Protocol) -> u32 {
-        TIMEOUTS_S[(protocol.0 == Protocol::TCP.0) as usize][(self.0 & 3) as usize]
+        TIMEOUTS_S[(protocol.0 & 3) as usize][(self.0 & 3) as usize]
     }
 }
 
-/// [`Phase::timeout_s`] of UDP and of TCP, by phase. A table and not branches: the verifier walks every branch of the
-/// loop in which the datapath asks.
-static TIMEOUTS_S: [[u32; 4]; 2] = [[30, 120, 120, 120], [60, 86_400, 60, 10]];
+/// [`Phase::timeout_s`] of SCTP, UDP and TCP, by the last two bits of the protocol's number, and by phase. A table and
+/// not branches: the verifier walks every branch of the loop in which the datapath asks.
+static TIMEOUTS_S: [[u32; 4]; 4] =
+    [[60, 210, 30, 10], [30, 120, 120, 120], [60, 86_400, 60, 10], [30, 120, 120, 120]];
+
+const _: () = assert!(Protocol::SCTP.0 & 3 == 0 && Protocol::UDP.0 & 3 == 1 && Protocol::TCP.0 & 3 == 2);
 
 /// TCP flag bits as in byte 13 of the header (RFC 9293, 3.1).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -152,7 +157,7 @@ impl<F: Family> ConnectionValue<F> {
     /// Notes a packet of this entry's direction. Writes only what changes, so that a busy line stays shared.
     #[inline(always)]
     pub fn note(&mut self, protocol: Protocol, flags: TcpFlags, now: Coarse) {
-        let phase = if protocol == Protocol::TCP {
+        let phase = if protocol.has_handshake() {
             self.phase.after(flags)
         } else if self.last_seen != now {
             Phase::ESTABLISHED
@@ -194,9 +199,9 @@ pub enum Reuse {
 
 /// Whether a client → backend entry still holds for a packet.
 ///
-/// - Dead entries (expired; TCP finished or reset and opened again) are chosen anew.
+/// - Dead entries (expired; TCP or SCTP finished or reset and opened again) are chosen anew.
 /// - UDP, and TCP connections being opened, leave a backend that no longer serves this service port at once
-///   (spec 7.4, 7.6); TCP past its handshake drains (spec 7.15).
+///   (spec 7.4, 7.6); TCP past its handshake drains (spec 7.15). SCTP does as TCP.
 /// - A SYN on a live connection does not move it: a forged one could break it.
 #[inline(always)]
 pub fn reuse<F: Family>(
@@ -206,15 +211,15 @@ pub fn reuse<F: Family>(
     now: Coarse,
     membership: Membership,
 ) -> Reuse {
-    let tcp = protocol == Protocol::TCP;
-    let opens = tcp && flags.opens();
+    let has_handshake = protocol.has_handshake();
+    let opens = has_handshake && flags.opens();
     let over = entry.phase.0 >= Phase::FINISHED.0;
-    let dead = if tcp {
+    let dead = if has_handshake {
         opens && (over || entry.is_expired(protocol, now))
     } else {
         entry.is_expired(protocol, now)
     };
-    let leaves = membership == Membership::Gone && (!tcp || opens);
+    let leaves = membership == Membership::Gone && (!has_handshake || opens);
     if dead || leaves { Reuse::Reselect } else { Reuse::Keep }
 }
 
@@ -282,6 +287,10 @@ mod tests {
             ("a reset one is opened anew", Protocol::TCP, Phase::RESET, SYN, 1, Serves, Reselect),
             ("the last ACK of a finished one", Protocol::TCP, Phase::FINISHED, ACK, 1, Gone, Keep),
             ("an expired opening is opened anew", Protocol::TCP, Phase::OPENING, SYN, 600, Serves, Reselect),
+            ("established SCTP drains", Protocol::SCTP, Phase::ESTABLISHED, ACK, 1, Gone, Keep),
+            ("an INIT leaves a gone backend", Protocol::SCTP, Phase::OPENING, SYN, 1, Gone, Reselect),
+            ("an aborted one is opened anew", Protocol::SCTP, Phase::RESET, SYN, 1, Serves, Reselect),
+            ("a quiet association goes on", Protocol::SCTP, Phase::ESTABLISHED, ACK, 600, Serves, Keep),
             ("UDP keeps", Protocol::UDP, Phase::ESTABLISHED, NONE, 1, Serves, Keep),
             ("UDP leaves a gone backend", Protocol::UDP, Phase::ESTABLISHED, NONE, 1, Gone, Reselect),
             ("UDP expires", Protocol::UDP, Phase::ESTABLISHED, NONE, 600, Serves, Reselect),

@@ -16,7 +16,7 @@ pub struct VerdictCounter {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct TrafficCounter {
-    /// Connections (TCP, connected UDP) and flows (UDP) given a backend.
+    /// Connections (TCP, SCTP, connected UDP) and flows (UDP) given a backend.
     pub connections: u64,
     /// Packets translated, both directions.
     pub packets: u64,

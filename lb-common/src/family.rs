@@ -53,8 +53,20 @@ impl Protocol {
     pub const IPIP: Self = Self(4);
     /// IPv6 in IP (RFC 2473).
     pub const IPV6: Self = Self(41);
-    /// SCTP (RFC 9260). Passed through: its CRC32c cannot be updated incrementally.
+    /// SCTP (RFC 9260).
     pub const SCTP: Self = Self(132);
+
+    /// True if packets say how far their connection has come: TCP, SCTP.
+    #[inline(always)]
+    pub const fn has_handshake(self) -> bool {
+        self.0 == Self::TCP.0 || self.0 == Self::SCTP.0
+    }
+
+    /// True if it is balanced.
+    #[inline(always)]
+    pub const fn is_balanced(self) -> bool {
+        self.has_handshake() || self.0 == Self::UDP.0
+    }
 
     /// Kubernetes' spelling (`TCP`, `UDP`, `SCTP`), or `?`.
     pub const fn name(self) -> &'static str {

@@ -66,12 +66,12 @@ verdicts! {
     SnatAddress = 14, "drop-snat-address";
     /// Drop: the routing table has no usable way to the rewritten destination.
     NoRoute = 15, "drop-no-route";
-    /// Drop: to be answered, but the packet is one that must not be answered (RST, RFC 9293, 3.10.7.1; ICMP errors and
-    /// later fragments, RFC 1122, 3.2.2).
+    /// Drop: to be answered, but the packet is one that must not be answered (RST, RFC 9293, 3.10.7.1; SCTP's ABORT; ICMP
+    /// errors and later fragments, RFC 1122, 3.2.2).
     RefusedSilently = 16, "drop-unanswerable";
     /// Drop: to be answered, but the answer could not be built.
     RefusalFailed = 17, "drop-refusal-failed";
-    /// Drop: the kernel refused to rewrite the packet.
+    /// Drop: the packet cannot be rewritten: the kernel refused, or it is an SCTP packet in fragments whose ports change.
     RewriteFailed = 18, "drop-rewrite-failed";
     /// Drop: to be answered with RST or an ICMP error, but this CPU has sent as many as it may.
     RefusalLimit = 19, "drop-refusal-limit";

@@ -2,7 +2,7 @@
 
 use lb_common::{
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
-    family::{Address as _, Be16, Protocol},
+    family::{Address as _, Be16},
     flow::{FlowKey, Tuple, slot_index},
     id::{BackendId, ServicePortId},
     limits,
@@ -119,7 +119,7 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
     }
     opening.entry.to = opening.to;
     opening.entry.flags = opening.flags;
-    if headers.flow.protocol == Protocol::TCP {
+    if headers.flow.protocol.has_handshake() {
         opening.entry.phase = Phase::OPENING.after(headers.tcp_flags);
     }
     // Without the entry the next packet chooses anew; LRU maps have room.
@@ -135,7 +135,7 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
 #[inline(always)]
 pub fn is_taken<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> bool {
     let protocol = headers.flow.protocol;
-    if protocol == Protocol::TCP && !headers.tcp_flags.opens() {
+    if protocol.has_handshake() && !headers.tcp_flags.opens() {
         return false;
     }
     opening.key = FlowKey::new(headers.flow.tuple.reversed(), protocol);

@@ -150,12 +150,16 @@ pub fn remembered<F: FamilyRoute>(tuple: &Tuple<F>) -> Option<&'static mut NextH
 }
 
 /// Bytes from the IP header on of the largest packet that `packet` is on the wire: one segment of it, when hardware
-/// or the stack will make several of it.
+/// or the stack will make several of it. 0 if that cannot be told: such an SCTP packet is a list of those its sender
+/// has cut (`GSO_BY_FRAGS`).
 #[inline(always)]
 pub fn wire_len<F: FamilyRoute, P: Packet>(packet: &P, headers: &Headers<F>) -> u16 {
     let payload = packet.gso_size();
     if payload == 0 {
         return headers.ip_len as u16;
+    }
+    if headers.flow.protocol == Protocol::SCTP {
+        return 0;
     }
     let transport = if headers.flow.protocol == Protocol::TCP {
         let bytes: Option<[u8; 2]> = packet.read(headers.l4 + 12);

@@ -16,7 +16,8 @@ const ESTABLISHED: u32 = 1;
 const LISTEN: u32 = 10;
 
 /// True if a socket of the node is connected, or connecting, to the sender of a packet. A bare SYN opens something
-/// else. UDP sockets that are not connected cannot be told from listening ones.
+/// else. UDP sockets that are not connected cannot be told from listening ones. SCTP sockets cannot be looked up: there
+/// it is as netfilter has it, only what opens an association opens it to a frontend.
 ///
 /// `tuple` lies in map memory and looks like the kernel's `struct bpf_sock_tuple`: addresses, then ports. A BPF function
 /// of its own: its registers are not the callers'.
@@ -27,6 +28,9 @@ pub fn is_peer<F: FamilyMaps, P: Packet>(
     protocol: Protocol,
     flags: TcpFlags,
 ) -> bool {
+    if protocol == Protocol::SCTP {
+        return !flags.opens();
+    }
     let tcp = protocol == Protocol::TCP;
     if tcp && flags.opens() {
         return false;

@@ -162,7 +162,7 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     }
 }
 
-/// Reads what an error quotes: a TCP or UDP packet with its ports, sent by the one the error is addressed to.
+/// Reads what an error quotes: a TCP, UDP or SCTP packet with its ports, sent by the one the error is addressed to.
 #[inline(never)]
 pub fn quoted<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, quote: &mut Quote<F>) -> Option<()> {
     let inner = &mut quote.headers;
@@ -172,8 +172,10 @@ pub fn quoted<F: Balanced, P: Packet>(packet: &P, headers: &Headers<F>, quote: &
     // The compiler must not know its bound, or it leaves out the mask that the verifier wants to see.
     inner.l3 = core::hint::black_box(headers.l4 + ICMP_LEN);
     F::parse(packet, inner)?;
-    let is_transport = inner.flow.protocol == Protocol::TCP || inner.flow.protocol == Protocol::UDP;
-    if !is_transport || inner.fragment == Fragment::Later || inner.flow.tuple.src != headers.flow.tuple.dst {
+    if !inner.flow.protocol.is_balanced()
+        || inner.fragment == Fragment::Later
+        || inner.flow.tuple.src != headers.flow.tuple.dst
+    {
         return None;
     }
     let [src_port, dst_port]: [Be16; 2] = packet.load(inner.l4)?;
@@ -279,13 +281,17 @@ fn address_difference<F: Balanced>(from: &Tuple<F>, to: &Tuple<F>) -> Sum {
     checksum::address_difference(from, to)
 }
 
-/// Updates the quoted transport checksum, where the quotation is long enough to have it; what changes by that.
+/// Updates the quoted transport checksum, where the quotation is long enough to have it; what changes by that. SCTP's
+/// stays: it covers the whole packet, so nobody who has but a quotation can check it (RFC 9260, 10, asks for the tag).
 #[inline(always)]
 fn transport<F: Balanced, P: Packet>(
     packet: &mut P,
     inner: &Headers<F>,
     difference: Sum,
 ) -> Result<Sum, Refused> {
+    if inner.flow.protocol == Protocol::SCTP {
+        return Ok(Sum::default());
+    }
     let is_tcp = inner.flow.protocol == Protocol::TCP;
     let offset = inner.l4 + if is_tcp { TCP_CHECKSUM } else { UDP_CHECKSUM };
     let Some(former) = packet.load::<u16>(offset) else { return Ok(Sum::default()) };

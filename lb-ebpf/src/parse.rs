@@ -1,12 +1,12 @@
-//! From bytes to [`Headers`]: link layer, VLAN tags, IPv4 with options, IPv6 with extension headers, fragments, TCP
-//! and UDP. What is none of these is not ours.
+//! From bytes to [`Headers`]: link layer, VLAN tags, IPv4 with options, IPv6 with extension headers, fragments, TCP,
+//! UDP and SCTP. What is none of these is not ours.
 
 use lb_common::{
     conntrack::TcpFlags,
     family::{Addr4, Be16, Family, Protocol, V4, V6},
     flow::FlowKey,
     fragment::{FragmentKey, FragmentValue},
-    limits,
+    limits, sctp,
 };
 
 use crate::{maps::FamilyMaps, packet::Packet};
@@ -39,7 +39,7 @@ pub struct Headers<F: Family> {
     pub ip_len: u32,
     /// TTL or hop limit.
     pub ttl: u8,
-    /// TCP flags; none for UDP.
+    /// TCP flags, or those that say what an SCTP packet says ([`sctp::flags`]); none for UDP.
     pub tcp_flags: TcpFlags,
     /// Place in the datagram.
     pub fragment: Fragment,
@@ -269,7 +269,7 @@ pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
 pub enum Carries {
-    /// TCP or UDP, the ports known.
+    /// TCP, UDP or SCTP, the ports known.
     Transport = 0,
     /// ICMP of the family; nothing of it was read yet.
     Icmp = 1,
@@ -277,14 +277,14 @@ pub enum Carries {
     Tunnel = 2,
 }
 
-/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP, ICMP or a tunnel, a later fragment of an unknown
+/// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP, SCTP, ICMP or a tunnel, a later fragment of an unknown
 /// datagram, or too short to tell.
 #[inline(always)]
 pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<Carries> {
     F::parse(packet, headers)?;
     headers.flow._pad = [0; 3];
     headers.tcp_flags = TcpFlags::default();
-    if headers.flow.protocol != Protocol::TCP && headers.flow.protocol != Protocol::UDP {
+    if !headers.flow.protocol.is_balanced() {
         headers.flow.tuple.src_port = Be16::default();
         headers.flow.tuple.dst_port = Be16::default();
         return if headers.flow.protocol == F::ICMP {
@@ -304,7 +304,7 @@ pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -
     Some(Carries::Transport)
 }
 
-/// The ports, from the transport header or from the datagram's first fragment, and the TCP flags.
+/// The ports, from the transport header or from the datagram's first fragment, and the flags.
 #[inline(always)]
 fn transport<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<FragmentValue> {
     if headers.fragment == Fragment::Later {
@@ -315,6 +315,9 @@ fn transport<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -
         // Two bytes: the bound of one is `at < end`, from which the verifier learns nothing where `at` is unknown.
         let [_, flags]: [u8; 2] = packet.read(headers.l4 + 12)?;
         headers.tcp_flags = TcpFlags(flags);
+    } else if headers.flow.protocol == Protocol::SCTP {
+        let [chunk, _]: [u8; 2] = packet.read(headers.l4 + sctp::CHUNK)?;
+        headers.tcp_flags = sctp::flags(chunk);
     }
     let [src_port, dst_port]: [Be16; 2] = packet.read(headers.l4)?;
     Some(FragmentValue { src_port, dst_port })

@@ -177,7 +177,7 @@ pub struct Answer<F: FamilyAnswer> {
     pub chunk: [u32; CHUNK / 4],
 }
 
-/// Answers a packet nobody serves.
+/// Answers a packet nobody serves: TCP by a RST, UDP and SCTP by a port unreachable, as kube-proxy's REJECT does.
 #[inline(never)]
 pub fn refuse<F: FamilyAnswer, P: Packet>(
     packet: &mut P,

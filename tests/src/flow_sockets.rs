@@ -5,6 +5,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::family::Protocol;
 
 use crate::{
     cluster::{At, Cluster, NODES},
@@ -47,7 +48,11 @@ pub fn check(cluster: &Cluster, senders: Senders, rows: &str) -> Result<()> {
 fn outcome(cluster: &Cluster, senders: Senders, row: &Row, is_silent: bool) -> Result<Outcome> {
     let probe = cluster.probe(&place(senders, row.from)?)?;
     let to = SocketAddr::new(row.to.0.into(), row.to.1);
-    let transport = if row.udp { Transport::UdpConnected } else { Transport::Http };
+    let transport = match row.protocol {
+        Protocol::TCP => Transport::Http,
+        Protocol::UDP => Transport::UdpConnected,
+        other => bail!("no sockets of {}", other.name()),
+    };
     let target = Target::new(transport, to);
     match probe.once(if is_silent { target.within(SILENCE) } else { target })? {
         Err(ClientError::TimedOut) => return Ok(Outcome::Drop),

@@ -10,7 +10,7 @@
 //! | `delete KIND NAMESPACE/NAME…` | objects that go |
 //! | `flows` | rows, one a line |
 //!
-//! A row is `FROM -> ADDRESS:PORT[/udp]: OUTCOME`. Empty lines and what follows a `#` do not count.
+//! A row is `FROM -> ADDRESS:PORT[/udp|/sctp]: OUTCOME`. Empty lines and what follows a `#` do not count.
 //!
 //! | from | a packet of | at the hook |
 //! |---|---|---|
@@ -26,7 +26,7 @@
 //! | `{A, B}` | these backends, no other, each at times; they see the client's address |
 //! | `{A, B as node}` | so, but B sees an address of this node |
 //! | `DROP` | silence |
-//! | `REJECT` | TCP: RST; UDP: ICMP port unreachable |
+//! | `REJECT` | TCP: RST; UDP, SCTP: ICMP port unreachable |
 //! | `untouched` | the packet passes, bit for bit |
 //!
 //! This node also has the address 198.18.0.11. Every table runs twice in the same maps: as it stands, and on IPv6 with
@@ -53,7 +53,7 @@ use lb_agent::{
     reconcile::{ReconcileConfig, Reconciler},
     source::{Change, Kind, Object, ObjectRef},
 };
-use lb_common::maps::MAPS;
+use lb_common::{family::Protocol, maps::MAPS, sctp};
 
 use crate::{
     packet::{Packet, SYN, Transport, Unreachable},
@@ -187,8 +187,8 @@ pub struct Row {
     pub from: Sender,
     /// What is dialled.
     pub to: (Ipv4Addr, u16),
-    /// UDP, not TCP.
-    pub udp: bool,
+    /// By which protocol.
+    pub protocol: Protocol,
     expected: String,
 }
 
@@ -205,10 +205,15 @@ impl Row {
             Some((from.trim(), to.trim(), expected))
         };
         let (from, to, expected) = parsed().with_context(|| format!("no row: {text}"))?;
-        let udp = to.ends_with("/udp");
-        let to = parse_socket(to.trim_end_matches("/udp"))?;
+        let (to, protocol) = match to.split_once('/') {
+            None => (to, Protocol::TCP),
+            Some((to, "udp")) => (to, Protocol::UDP),
+            Some((to, "sctp")) => (to, Protocol::SCTP),
+            Some((_, other)) => bail!("no protocol: {other}"),
+        };
+        let to = parse_socket(to)?;
         let (from, expected) = (Sender::parse(from)?, expected.trim().to_owned());
-        Ok(Some(Self { text: text.to_owned(), from, to, udp, expected }))
+        Ok(Some(Self { text: text.to_owned(), from, to, protocol, expected }))
     }
 
     /// What it says will happen.
@@ -432,11 +437,15 @@ impl FlowNode {
     }
 
     /// Sends one opening packet, each time from another port of the client.
-    pub fn send(&mut self, from: Sender, to: SocketAddr, udp: bool) -> Result<Outcome> {
+    pub fn send(&mut self, from: Sender, to: SocketAddr, protocol: Protocol) -> Result<Outcome> {
         let family = if to.is_ipv4() { FlowFamily::V4 } else { FlowFamily::V6 };
         self.next_port = if self.next_port >= PORTS.1 { PORTS.0 } else { self.next_port + 1 };
         let (src, dst) = ((family.of(from.addr()), self.next_port), (to.ip(), to.port()));
-        let packet = if udp { Packet::udp(src, dst, b"question") } else { Packet::tcp(src, dst, SYN) };
+        let packet = match protocol {
+            Protocol::UDP => Packet::udp(src, dst, b"question"),
+            Protocol::SCTP => Packet::sctp(src, dst, sctp::INIT).with_payload(&[7; 16]),
+            _ => Packet::tcp(src, dst, SYN),
+        };
         self.send_packet(from, &packet)
     }
 
@@ -453,10 +462,16 @@ impl FlowNode {
     }
 
     /// What becomes of so many opening packets together.
-    pub fn send_many(&mut self, from: Sender, to: SocketAddr, udp: bool, times: usize) -> Result<Outcome> {
-        let mut together = self.send(from, to, udp)?;
+    pub fn send_many(
+        &mut self,
+        from: Sender,
+        to: SocketAddr,
+        protocol: Protocol,
+        times: usize,
+    ) -> Result<Outcome> {
+        let mut together = self.send(from, to, protocol)?;
         for _ in 1..times {
-            match (&mut together, self.send(from, to, udp)?) {
+            match (&mut together, self.send(from, to, protocol)?) {
                 (Outcome::Backends(reached), Outcome::Backends(more)) => reached.extend(more),
                 (first, next) => ensure!(*first == next, "{first} at first, then {next}"),
             }
@@ -467,7 +482,7 @@ impl FlowNode {
     fn check(&mut self, row: &Row, family: FlowFamily) -> Result<()> {
         let expected = row.expected(family)?;
         let times = if matches!(expected, Outcome::Backends(_)) { DRAWS } else { REPEATS };
-        let found = self.send_many(row.from, family.of_socket(row.to), row.udp, times)?;
+        let found = self.send_many(row.from, family.of_socket(row.to), row.protocol, times)?;
         ensure!(found == expected, "{found}");
         Ok(())
     }
@@ -542,7 +557,7 @@ fn outcome(sent: &Packet, bytes: &[u8], ran: &Ran) -> Result<Outcome> {
 /// True if a packet tells the sender of `sent` that nobody serves.
 fn is_refusal(sent: &Packet, answer: &[u8]) -> bool {
     match sent.transport {
-        Transport::Udp => {
+        Transport::Udp | Transport::Sctp(_) => {
             let is_icmp = if sent.src.0.is_ipv4() { answer[23] == 1 } else { answer[20] == 58 };
             is_icmp && Unreachable::decode(answer).quoted_dst == sent.dst
         }

@@ -9,8 +9,10 @@ use etherparse::{
 };
 use lb_common::{
     checksum::Sum,
+    crc32c,
     family::{Address as _, Be16, Family, Protocol},
     flow::{FlowKey, Tuple},
+    sctp,
 };
 
 /// Link-layer address of the near end.
@@ -53,6 +55,8 @@ pub enum Transport {
     Tcp(Tcp),
     /// A UDP datagram.
     Udp,
+    /// An SCTP packet of one chunk, of this type.
+    Sctp(u8),
 }
 
 /// A packet as a test states it.
@@ -89,6 +93,11 @@ impl Packet {
         Self { src, dst, transport: Transport::Udp, ttl: 64, payload: payload.to_vec() }
     }
 
+    /// An SCTP packet of one empty chunk, TTL 64. A payload is the chunk's, of whole 4 bytes.
+    pub fn sctp(src: (IpAddr, u16), dst: (IpAddr, u16), chunk: u8) -> Self {
+        Self { src, dst, transport: Transport::Sctp(chunk), ttl: 64, payload: Vec::new() }
+    }
+
     /// The same packet with `payload`.
     #[must_use]
     pub fn with_payload(mut self, payload: &[u8]) -> Self {
@@ -108,6 +117,7 @@ impl Packet {
         match self.transport {
             Transport::Tcp(_) => Protocol::TCP,
             Transport::Udp => Protocol::UDP,
+            Transport::Sctp(_) => Protocol::SCTP,
         }
     }
 
@@ -127,6 +137,10 @@ impl Packet {
         let mut bytes = Vec::new();
         match &self.transport {
             Transport::Udp => builder.udp(self.src.1, self.dst.1).write(&mut bytes, &self.payload),
+            Transport::Sctp(chunk) => {
+                let packet = self.sctp_bytes(*chunk);
+                builder.write(&mut bytes, IpNumber::SCTP, &packet)
+            }
             Transport::Tcp(tcp) => {
                 let mut header = TcpHeader::new(self.src.1, self.dst.1, tcp.seq, 4096);
                 (header.syn, header.ack, header.fin, header.rst) = (tcp.syn, tcp.ack, tcp.fin, tcp.rst);
@@ -138,10 +152,47 @@ impl Packet {
         bytes
     }
 
+    /// The SCTP packet; its verification tag is 0 where it has to be (RFC 9260, 8.5.1), and always the same elsewhere.
+    fn sctp_bytes(&self, chunk: u8) -> Vec<u8> {
+        let tag: u32 = if chunk == sctp::INIT { 0 } else { 0xcafe_f00d };
+        let len = u16::try_from(4 + self.payload.len()).expect("a chunk that fits");
+        let mut bytes = [self.src.1.to_be_bytes(), self.dst.1.to_be_bytes()].concat();
+        bytes.extend(tag.to_be_bytes());
+        bytes.extend([0; 4]);
+        bytes.extend([chunk, 0]);
+        bytes.extend(len.to_be_bytes());
+        bytes.extend(&self.payload);
+        let checksum = crc32c::of(&bytes).to_le_bytes();
+        bytes[sctp::CHECKSUM..sctp::HEADER_LEN].copy_from_slice(&checksum);
+        bytes
+    }
+
+    /// Decodes an SCTP packet and checks its checksum, unless that is left to the hardware.
+    fn decode_sctp(bytes: &[u8], (src, dst, ttl): (IpAddr, IpAddr, u8)) -> Self {
+        let mut zeroed = bytes.to_vec();
+        zeroed[sctp::CHECKSUM..sctp::HEADER_LEN].fill(0);
+        let checksum = &bytes[sctp::CHECKSUM..sctp::HEADER_LEN];
+        if checksum != [0; 4] {
+            assert_eq!(checksum, crc32c::of(&zeroed).to_le_bytes(), "SCTP checksum");
+        }
+        let port = |at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
+        Self {
+            src: (src, port(0)),
+            dst: (dst, port(2)),
+            transport: Transport::Sctp(bytes[sctp::CHUNK]),
+            ttl,
+            payload: bytes[sctp::CHUNK + 4..].to_vec(),
+        }
+    }
+
     /// Decodes Ethernet bytes and checks every checksum against one computed anew.
     pub fn decode(bytes: &[u8]) -> Self {
         let sliced = SlicedPacket::from_ethernet(bytes).expect("a packet");
         let (src, dst, ttl) = addresses(&sliced);
+        let carried = sliced.net.as_ref().and_then(NetSlice::ip_payload_ref).expect("an IP packet");
+        if carried.ip_number == IpNumber::SCTP {
+            return Self::decode_sctp(carried.payload, (src, dst, ttl));
+        }
         match sliced.transport.as_ref().expect("TCP or UDP") {
             TransportSlice::Tcp(slice) => {
                 let header = slice.to_header();
@@ -179,7 +230,7 @@ impl Packet {
                     payload: slice.payload().to_vec(),
                 }
             }
-            other => panic!("neither TCP nor UDP: {other:?}"),
+            other => panic!("neither TCP, UDP nor SCTP: {other:?}"),
         }
     }
 }

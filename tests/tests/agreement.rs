@@ -10,10 +10,10 @@ use lb_common::{
     family::{Address as _, Family, Protocol, V4, V6},
     frontend::{FrontendFlags, Run},
     id::BackendId,
-    maglev,
+    maglev, sctp,
 };
 use lb_tests::{
-    packet::{Packet, Tcp},
+    packet::{Packet, Tcp, Transport},
     prog::{Hook, Node, Places, Server, Service, UNSPEC},
 };
 use rand::{Rng as _, SeedableRng as _, rngs::StdRng};
@@ -37,12 +37,27 @@ fn random_ip<F: Family>(rng: &mut StdRng) -> IpAddr {
     }
 }
 
-fn random_packet<F: Places>(rng: &mut StdRng) -> Packet {
+fn random_packet<F: Places>(rng: &mut StdRng, protocol: Protocol) -> Packet {
     let client = (random_ip::<F>(rng), rng.random_range(1..=u16::MAX));
-    let payload: Vec<u8> = (0..rng.random_range(0..64)).map(|_| rng.random()).collect();
+    let vip = (F::VIP, PORT);
     let tcp = Tcp { syn: true, seq: rng.random(), ..Tcp::default() };
-    let ttl = rng.random_range(2..=255);
-    Packet::tcp(client, (F::VIP, PORT), tcp).with_payload(&payload).with_ttl(ttl)
+    let (packet, len) = match protocol {
+        Protocol::SCTP => (Packet::sctp(client, vip, sctp::INIT), rng.random_range(0..350) * 4),
+        _ => (Packet::tcp(client, vip, tcp), rng.random_range(0..64)),
+    };
+    let payload: Vec<u8> = (0..len).map(|_| rng.random()).collect();
+    packet.with_payload(&payload).with_ttl(rng.random_range(2..=255))
+}
+
+/// Flags, or a chunk, and what the datapath takes them for.
+fn random_words(rng: &mut StdRng, protocol: Protocol) -> (Transport, TcpFlags) {
+    if protocol == Protocol::SCTP {
+        let chunk = rng.random_range(0..20);
+        return (Transport::Sctp(chunk), sctp::flags(chunk));
+    }
+    let tcp =
+        Tcp { syn: rng.random(), ack: rng.random(), fin: rng.random(), rst: rng.random(), ..Tcp::default() };
+    (Transport::Tcp(tcp), flags(tcp))
 }
 
 /// Seven backends behind a frontend that chooses by the flow's hash.
@@ -53,23 +68,32 @@ macro_rules! agreement {
 
             type F = $F;
 
-            fn service() -> Service {
+            fn service(protocol: Protocol) -> Service {
                 let backends: Vec<Server> =
                     (0..7).map(|index| Server { addr: (F::POD, 8000 + index), local: true }).collect();
-                let service = Service::new((F::VIP, PORT), Protocol::TCP, &backends);
+                let service = Service::new((F::VIP, PORT), protocol, &backends);
                 Service { flags: FrontendFlags::MAGLEV, base: 100, ..service }
             }
 
             /// The packet decoder recomputes every checksum.
             #[test]
             fn on_the_slot_of_a_flow_and_its_checksums() {
+                slots_and_checksums(Protocol::TCP);
+            }
+
+            #[test]
+            fn on_the_slot_of_a_flow_and_its_checksums_sctp() {
+                slots_and_checksums(Protocol::SCTP);
+            }
+
+            fn slots_and_checksums(protocol: Protocol) {
                 let mut rng = rng();
                 let mut node = Node::start();
-                let service = service();
+                let service = service(protocol);
                 node.serve::<F>(&service);
                 let run = Run { base: service.base, count: service.backends.len() as u32 };
                 for _ in 0..PACKETS {
-                    let packet = random_packet::<F>(&mut rng);
+                    let packet = random_packet::<F>(&mut rng, protocol);
                     let ran = node.run(Hook::FromNetwork, &packet.bytes());
                     assert_eq!(ran.code, UNSPEC, "{packet:?}");
                     let slot = maglev::slot(run, service.flags, packet.flow::<F>().hash(0), 0);
@@ -81,30 +105,33 @@ macro_rules! agreement {
 
             #[test]
             fn on_whether_an_entry_still_holds() {
+                entries_that_hold(Protocol::TCP);
+            }
+
+            #[test]
+            fn on_whether_an_entry_still_holds_sctp() {
+                entries_that_hold(Protocol::SCTP);
+            }
+
+            fn entries_that_hold(protocol: Protocol) {
                 let mut rng = rng();
                 let mut node = Node::start();
-                let service = service();
+                let service = service(protocol);
                 node.serve::<F>(&service);
                 let now = now();
                 for _ in 0..PACKETS {
-                    let mut packet = random_packet::<F>(&mut rng);
-                    let tcp = Tcp {
-                        syn: rng.random(),
-                        ack: rng.random(),
-                        fin: rng.random(),
-                        rst: rng.random(),
-                        ..Tcp::default()
-                    };
-                    packet.transport = lb_tests::packet::Transport::Tcp(tcp);
+                    let mut packet = random_packet::<F>(&mut rng, protocol);
+                    let (transport, flags) = random_words(&mut rng, protocol);
+                    packet.transport = transport;
                     let entry = random_entry::<F>(&mut rng, &packet, now);
                     node.set_connection::<F>(&packet.flow(), entry);
                     // Backend 999 is no member; the generation differs, so that membership is asked for.
                     let gone = entry.backend == BackendId(999);
                     let membership = if gone { Membership::Gone } else { Membership::Serves };
-                    let expected = reuse(&entry, Protocol::TCP, flags(tcp), now, membership);
+                    let expected = reuse(&entry, protocol, flags, now, membership);
                     let ran = node.run(Hook::FromNetwork, &packet.bytes());
                     let kept = Packet::decode(&ran.packet).dst.1 == 1;
-                    assert_eq!(kept, expected == Reuse::Keep, "{entry:?} {tcp:?} at {now:?}");
+                    assert_eq!(kept, expected == Reuse::Keep, "{packet:?} {entry:?} at {now:?}");
                 }
             }
 
@@ -113,20 +140,22 @@ macro_rules! agreement {
             #[test]
             fn on_the_backend_of_a_flow_whatever_the_node() {
                 let mut rng = rng();
-                let packets: Vec<_> = (0..PACKETS).map(|_| random_packet::<F>(&mut rng)).collect();
-                let mut there = service();
+                let packets: Vec<_> =
+                    (0..PACKETS).map(|_| random_packet::<F>(&mut rng, Protocol::TCP)).collect();
+                let mut there = service(Protocol::TCP);
                 there.backends.reverse();
                 let there = Service { id: 9, base: 300, ..there };
-                let [here, there] = [(service(), 1000), (there, 2000)].map(|(service, first_slot)| {
-                    let mut node = Node::start();
-                    node.serve::<F>(&service);
-                    node.serve_by_table::<F>(&service, first_slot, TableSize::new(251).unwrap());
-                    let chosen = |packet: &Packet| {
-                        let ran = node.run(Hook::FromNetwork, &packet.bytes());
-                        Packet::decode(&ran.packet).dst
-                    };
-                    packets.iter().map(chosen).collect::<Vec<_>>()
-                });
+                let [here, there] =
+                    [(service(Protocol::TCP), 1000), (there, 2000)].map(|(service, first_slot)| {
+                        let mut node = Node::start();
+                        node.serve::<F>(&service);
+                        node.serve_by_table::<F>(&service, first_slot, TableSize::new(251).unwrap());
+                        let chosen = |packet: &Packet| {
+                            let ran = node.run(Hook::FromNetwork, &packet.bytes());
+                            Packet::decode(&ran.packet).dst
+                        };
+                        packets.iter().map(chosen).collect::<Vec<_>>()
+                    });
                 assert_eq!(here, there);
                 let used: BTreeSet<_> = here.into_iter().collect();
                 assert_eq!(used.len(), 7, "every backend has its share");

@@ -151,15 +151,15 @@ macro_rules! cases {
                 assert_eq!(node.connections::<F>(), 0);
             }
 
-            pub(super) fn what_is_neither_tcp_nor_udp_is_not_even_counted() {
+            pub(super) fn what_is_no_transport_of_ours_is_not_even_counted() {
                 let (mut node, _) = serve(&[local()]);
-                let mut sctp = tcp(CLIENT, VIP, SYN).bytes();
-                sctp[if F::BITS == 32 { 23 } else { 20 }] = Protocol::SCTP.0;
+                let mut dccp = tcp(CLIENT, VIP, SYN).bytes();
+                dccp[if F::BITS == 32 { 23 } else { 20 }] = 33;
                 let mut arp = tcp(CLIENT, VIP, SYN).bytes();
                 arp[12..14].copy_from_slice(&[0x08, 0x06]);
                 let mut short = tcp(CLIENT, VIP, SYN).bytes();
                 short.truncate(short.len() - 18);
-                for packet in [&sctp, &arp, &short] {
+                for packet in [&dccp, &arp, &short] {
                     assert_eq!(node.run(Hook::FromNetwork, packet), untouched(packet));
                 }
                 assert_eq!(node.verdicts(), BTreeMap::new());
@@ -775,7 +775,7 @@ cases!(cases6, V6);
 
 both_families! {
     what_is_not_ours_leaves_as_it_came
-    what_is_neither_tcp_nor_udp_is_not_even_counted
+    what_is_no_transport_of_ours_is_not_even_counted
     an_outside_client_reaches_a_local_pod
     an_outside_client_reaches_a_remote_pod
     a_pod_reaches_a_remote_pod

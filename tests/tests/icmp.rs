@@ -525,10 +525,10 @@ macro_rules! cases {
                 for hook in [Hook::ToNetwork, Hook::ToPod] {
                     assert_eq!(node.run(hook, &forwarded), untouched(&forwarded), "{hook:?}");
                 }
-                let mut sctp = tcp(CLIENT, (F::VIP, 81), SYN).bytes();
-                sctp[if F::BITS == 32 { 23 } else { 20 }] = Protocol::SCTP.0;
+                let mut dccp = tcp(CLIENT, (F::VIP, 81), SYN).bytes();
+                dccp[if F::BITS == 32 { 23 } else { 20 }] = 33;
                 let own = tcp(CLIENT, (F::NODE, 22), SYN).bytes();
-                for packet in [&sctp, &own] {
+                for packet in [&dccp, &own] {
                     for hook in HOOKS {
                         assert_eq!(node.run(hook, packet), untouched(packet), "{hook:?}");
                     }

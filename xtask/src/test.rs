@@ -27,7 +27,7 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 10] = [
+const KERNEL: [&str; 11] = [
     "agreement",
     "attach",
     "conntrack_gc",
@@ -37,10 +37,11 @@ const KERNEL: [&str; 10] = [
     "icmp",
     "maps_bpf",
     "old_kernel",
+    "sctp",
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 14] = [
+const E2E: [&str; 15] = [
     "benchmarks",
     "cli",
     "demo",
@@ -50,6 +51,7 @@ const E2E: [&str; 14] = [
     "node_state",
     "observability",
     "policies",
+    "sctp_end_to_end",
     "sockets",
     "story",
     "title_paths",

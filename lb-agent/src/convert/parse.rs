@@ -55,8 +55,8 @@ pub(super) fn parse_protocol(name: Option<&str>) -> Result<Protocol, String> {
     match name {
         None | Some("TCP") => Ok(Protocol::TCP),
         Some("UDP") => Ok(Protocol::UDP),
-        Some("SCTP") => Err("SCTP is not supported for now: its packets pass untouched".to_owned()),
-        Some(other) => Err(format!("{other:?} is not a protocol: TCP and UDP are")),
+        Some("SCTP") => Ok(Protocol::SCTP),
+        Some(other) => Err(format!("{other:?} is not a protocol: TCP, UDP and SCTP are")),
     }
 }
 

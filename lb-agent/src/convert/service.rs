@@ -68,9 +68,12 @@ fn uid(object: &v1::Service) -> Arc<str> {
 fn cluster_ips(spec: &v1::ServiceSpec, faults: &mut Faults) -> Box<[IpAddr]> {
     let families = spec.ip_families.as_deref().unwrap_or_default();
     let texts = spec.cluster_ips.as_deref().unwrap_or_default();
-    if families.is_empty() || texts.is_empty() {
+    if families.is_empty() {
         let text = spec.cluster_ip.as_deref().or(texts.first().map(String::as_str)).unwrap_or_default();
         return faults.accept("spec.clusterIP", parse_ip(text)).into_iter().collect();
+    }
+    if texts.is_empty() {
+        faults.refuse("spec.clusterIPs", "empty, though spec.ipFamilies names families: nothing is proxied");
     }
     let mut ips: Vec<IpAddr> = Vec::new();
     for (index, (text, family)) in texts.iter().zip(families).enumerate() {

@@ -82,6 +82,7 @@ fn families_pick_their_cluster_ips() {
             vec!["10.0.0.1", "fd00::1"],
         ),
         ("clusterIP: 10.0.0.1, clusterIPs: [10.0.0.1], ipFamilies: [IPv4, IPv6]", vec!["10.0.0.1"]),
+        ("clusterIP: 'fd00::1', ipFamilies: []", vec!["fd00::1"]),
         ("clusterIP: 'fd00::1', clusterIPs: ['fd00::1', 10.0.0.1]", vec!["fd00::1"]),
         ("clusterIP: 10.0.0.041", vec!["10.0.0.41"]),
     ] {
@@ -97,12 +98,20 @@ fn families_pick_their_cluster_ips() {
 }
 
 #[test]
+fn families_without_cluster_ips_have_none() {
+    let (service, refusals) = convert_service(
+        "{metadata: {name: s}, spec: {clusterIP: 10.0.0.1, ipFamilies: [IPv4], ports: [{port: 80}]}}",
+    );
+    assert_eq!((service, fields(&refusals)), (None, vec!["spec.clusterIPs"]), "spec 1.10");
+}
+
+#[test]
 fn each_bad_value_costs_itself_only() {
     let (service, refusals) = convert_service(
         "{metadata: {name: s}, spec: {type: LoadBalancer, clusterIP: 10.0.0.1,
           externalIPs: [192.0.2.1, nonsense, ' '], loadBalancerSourceRanges: [' 203.0.113.0/25', x, ''],
           sessionAffinity: ClientIP, sessionAffinityConfig: {clientIP: {timeoutSeconds: 90000}},
-          ports: [{port: 0}, {name: a, port: 80, protocol: SCTP}, {name: b, port: 81, nodePort: 70000}, {name: c, port: 82}]},
+          ports: [{port: 0}, {name: a, port: 80, protocol: DCCP}, {name: b, port: 81, nodePort: 70000}, {name: c, port: 82}]},
           status: {loadBalancer: {ingress: [{ip: bad}, {ip: 203.0.113.9}, {hostname: h}, {ip: 203.0.113.8, ipMode: Proxy}]}}}",
     );
     let service = service.unwrap();

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use ipnet::IpNet;
 use lb_common::{
-    family::{Address, Be16, Family},
+    family::{Address, Be16, Family, Protocol},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::ServicePortId,
     source_range::SourceRangeKey,
@@ -78,8 +78,11 @@ pub fn frontends<F: Family>(
         own.for_each(|addr| {
             add(addr, number, outside_value(origin, runs, FrontendKind::NODE_PORT, FrontendFlags::default()));
         });
-        let host_only = outside_value(origin, runs, FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
-        add(F::Addr::loopback(), number, host_only);
+        // Only socket hooks look there, and they know no SCTP.
+        if port.name.protocol != Protocol::SCTP {
+            let host_only = outside_value(origin, runs, FrontendKind::NODE_PORT, FrontendFlags::HOST_ONLY);
+            add(F::Addr::loopback(), number, host_only);
+        }
     }
     bring_together(&mut found);
     found

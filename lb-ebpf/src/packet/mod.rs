@@ -77,7 +77,7 @@ pub trait Packet {
     fn load<T: Copy + Default>(&self, offset: usize) -> Option<T>;
     /// Overwrites bytes at `offset`. Checksums are the caller's business.
     fn write<T>(&mut self, offset: usize, value: &T) -> Result<(), Refused>;
-    /// Updates a TCP or UDP checksum, whatever of it the hardware has still to do.
+    /// Updates a TCP or UDP checksum (SCTP's is another: [`crate::nat::rewrite`]), whatever of it the hardware has still to do.
     fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused>;
     /// Cuts the packet to, or pads it to, `len` bytes.
     fn resize(&mut self, len: u32) -> Result<(), Refused>;

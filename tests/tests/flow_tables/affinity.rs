@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use anyhow::{Context as _, Result, bail};
-use lb_common::family::{V4, V6};
+use lb_common::family::{Protocol, V4, V6};
 use lb_tests::packet::{ACK, SYN};
 
 use super::*;
@@ -72,7 +72,8 @@ impl Sticky {
     /// The backend of one new connection, by the last number of its address.
     fn backend(&mut self, from: Sender, (ip, port): (Ipv4Addr, u16)) -> Result<u8> {
         let to = SocketAddr::new(self.family.of(ip), port);
-        match self.node.send(from, to, (ip, port) == DNS)? {
+        let protocol = if (ip, port) == DNS { Protocol::UDP } else { Protocol::TCP };
+        match self.node.send(from, to, protocol)? {
             Outcome::Backends(reached) => {
                 let addr = reached.first().context("a backend")?.backend.ip();
                 Ok(match addr {

@@ -53,6 +53,7 @@ tables! {
     node_ports_listed: "node-ports-listed.txt";
     node_ports_other_family: "node-ports-other-family.txt";
     node_ports_primary: "node-ports-primary.txt";
+    sctp: "sctp.txt";
     terminating_endpoints_cluster: "terminating-endpoints-cluster.txt";
     terminating_endpoints_local: "terminating-endpoints-local.txt";
 }
@@ -61,7 +62,9 @@ tables! {
 #[test]
 fn tables_of_outside_clients_hold_with_xdp() {
     through_xdp(|| {
-        for file in ["masquerade-base.txt", "external-traffic-policy-local.txt", "load-balancer.txt"] {
+        for file in
+            ["masquerade-base.txt", "external-traffic-policy-local.txt", "load-balancer.txt", "sctp.txt"]
+        {
             run(file).unwrap();
         }
     });

@@ -1,6 +1,7 @@
 //! The node's own sockets and services that have their ports (spec 4.14, 1.62).
 
 use anyhow::Result;
+use lb_common::sctp::{ABORT, DATA, INIT, INIT_ACK, SHUTDOWN};
 use lb_tests::packet::{ACK, FIN, RST, SYN, SYN_ACK};
 use socket2::{Domain, Socket, Type};
 
@@ -48,10 +49,15 @@ fn answers_pass() -> Result<()> {
                 }
                 let answer = Packet::udp(src, own, b"answer");
                 assert_eq!(node.send_packet(sender, &answer)?, Outcome::Untouched, "{answer:?}");
+                for chunk in [INIT_ACK, DATA, SHUTDOWN, ABORT] {
+                    let answer = Packet::sctp(src, own, chunk);
+                    assert_eq!(node.send_packet(sender, &answer)?, Outcome::Untouched, "{answer:?}");
+                }
                 for dials in [
                     Packet::tcp(src, own, SYN),
                     Packet::tcp(stranger, own, SYN),
                     Packet::udp(stranger, own, b"question"),
+                    Packet::sctp(src, own, INIT),
                 ] {
                     let outcome = node.send_packet(sender, &dials)?;
                     assert!(matches!(outcome, Outcome::Backends(_)), "{dials:?}: {outcome}");
