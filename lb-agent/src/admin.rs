@@ -14,7 +14,9 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    conntrack_gc,
     datapath::attach::{Attacher, Attachment},
+    flood::{self, FloodReport},
     foreign::Foreign,
     inspect::{self, MapFill, VerdictCount},
     reconcile::run::Query,
@@ -51,6 +53,8 @@ pub struct StatusReport {
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
     pub verdicts: Vec<VerdictCount>,
+    /// What was done about floods of new flows.
+    pub flood: FloodReport,
     /// Rules of kube-proxy beside the agent, as of the last scan.
     pub foreign: Foreign,
 }
@@ -125,8 +129,10 @@ impl Admin {
             (attacher.datapath().pins.dir().to_owned(), attacher.failures().to_vec(), attachments)
         };
         // A system call per entry: not on a thread that others wait for, nor with the lock that the follower needs.
-        let read = tokio::task::spawn_blocking(move || (inspect::map_fill(&dir), inspect::verdicts(&dir)));
-        let (maps, verdicts) = read
+        let read = tokio::task::spawn_blocking(move || {
+            (inspect::map_fill(&dir), inspect::verdicts(&dir), flood::read(&dir, conntrack_gc::now()))
+        });
+        let (maps, verdicts, flood) = read
             .await
             .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("read the maps: {error}")))?;
         let maps = maps.unwrap_or_else(|error| {
@@ -136,6 +142,10 @@ impl Admin {
         let verdicts = verdicts.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
+        });
+        let flood = flood.unwrap_or_else(|error| {
+            errors.push(format!("read the state of floods: {error}"));
+            FloodReport::default()
         });
         Ok(StatusReport {
             node: self.node.clone(),
@@ -148,6 +158,7 @@ impl Admin {
             errors,
             maps,
             verdicts,
+            flood,
             foreign: self.foreign.borrow().clone(),
         })
     }

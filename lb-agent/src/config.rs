@@ -26,6 +26,7 @@ use crate::{
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
+    flood,
     model::service::{Algorithm, Forwarding},
     node_tuning::NodeTuning,
     sockets::Reach,
@@ -214,6 +215,8 @@ pub struct Config {
     pub tuning: NodeTuning,
     /// SNAT source ports.
     pub snat_ports: PortRange,
+    /// New flows a second and CPU that are a flood; 0: none are. `None`: [`flood::default_threshold`].
+    pub flood_threshold: Option<u32>,
     /// One in this many verdicts is logged; 0: none.
     pub events_sample: u32,
     /// Answers a CPU may send a second; 0: any number.
@@ -229,10 +232,16 @@ impl Config {
             ..Settings::default()
         }
     }
+
+    /// New flows a second and CPU that are a flood, on a machine of `cpus`.
+    pub fn flood_threshold(&self, cpus: u32) -> u32 {
+        let connections = self.max_entries.get("CONNECTIONS4").copied().unwrap_or(limits::CONNECTIONS_MAX);
+        self.flood_threshold.unwrap_or_else(|| flood::default_threshold(connections, cpus))
+    }
 }
 
 /// Sizes given by the operator, by the name of the flag.
-pub const SIZES: [(&str, &[&str]); 9] = [
+pub const SIZES: [(&str, &[&str]); 10] = [
     ("frontends", &["FRONTENDS4", "FRONTENDS6", "VIPS4", "VIPS6"]),
     ("backends", &["BACKENDS4", "BACKENDS6", "BACKEND_COUNTERS"]),
     ("service-ports", &["GENERATIONS", "SERVICE_COUNTERS"]),
@@ -240,12 +249,13 @@ pub const SIZES: [(&str, &[&str]); 9] = [
     ("slots", &["SLOTS"]),
     ("source-ranges", &["SOURCE_RANGES4", "SOURCE_RANGES6"]),
     ("connections", &["CONNECTIONS4", "CONNECTIONS6"]),
+    ("flood", &["FLOOD4", "FLOOD6"]),
     ("affinity", &["AFFINITY4", "AFFINITY6"]),
     ("sock-rev-nat", &["SOCK_REV_NAT4", "SOCK_REV_NAT6"]),
 ];
 
 /// The entries of the maps that `sizes` (in the order of [`SIZES`]) concern.
-pub fn max_entries(sizes: [Option<u32>; 9]) -> Result<BTreeMap<&'static str, u32>, ConfigError> {
+pub fn max_entries(sizes: [Option<u32>; 10]) -> Result<BTreeMap<&'static str, u32>, ConfigError> {
     const MIN: u32 = 16;
     const MAX: u32 = 1 << 24;
     let mut entries = BTreeMap::new();
@@ -365,7 +375,7 @@ mod tests {
 
     #[test]
     fn a_size_concerns_every_map_of_its_kind() {
-        let mut sizes = [None; 9];
+        let mut sizes = [None; 10];
         sizes[1] = Some(1000);
         let names: Vec<_> = max_entries(sizes).unwrap().into_keys().collect();
         assert_eq!(names, ["BACKENDS4", "BACKENDS6", "BACKEND_COUNTERS"]);

@@ -22,6 +22,7 @@ pub mod http;
 pub mod reconcile;
 pub mod datapath;
 pub mod conntrack_gc;
+pub mod flood;
 pub mod sockets;
 pub mod report;
 pub mod admin;

@@ -35,6 +35,15 @@ impl<F: Family> Tuple<F> {
     pub const fn reversed(self) -> Self {
         Self { src: self.dst, dst: self.src, src_port: self.dst_port, dst_port: self.src_port }
     }
+
+    /// Becomes `other` [reversed](Self::reversed), in place: the BPF stack has no room for a copy.
+    #[inline(always)]
+    pub const fn reverse_of(&mut self, other: &Self) {
+        self.src = other.dst;
+        self.dst = other.src;
+        self.src_port = other.dst_port;
+        self.dst_port = other.src_port;
+    }
 }
 
 impl<F: Family> FlowKey<F> {

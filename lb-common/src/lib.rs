@@ -7,7 +7,8 @@
 //!
 //! 0. In XDP: `PORTS`, whether any frontend uses the destination port.
 //! 1. [`CONNECTIONS`](maps) by 5-tuple. A hit whose generation equals `GENERATIONS[service port]` is valid as it is;
-//!    otherwise `MEMBERS` says whether its backend still serves this service port.
+//!    otherwise `MEMBERS` says whether its backend still serves this service port. On a miss `FLOOD`, if `FLOOD_STATE`
+//!    says that it may hold something ([`flood`]).
 //! 2. `FRONTENDS` by destination address, port and protocol: the service port, its policies and two runs.
 //!    On a miss `SERVICE_CIDRS` and `VIPS`: what lies in one, or is one, is refused.
 //! 3. `SOURCE_RANGES`, when the frontend's flags ask for it; `POD_CIDRS` or `DEVICES`, when the agent was told to tell
@@ -38,6 +39,7 @@ pub mod crc32c;
 pub mod device;
 pub mod event;
 pub mod family;
+pub mod flood;
 pub mod flow;
 pub mod fragment;
 pub mod frontend;

@@ -26,6 +26,15 @@ pub const NODE_ADDRESSES_MAX: u32 = 4_096;
 pub const DEVICES_MAX: u32 = 4_096;
 /// Entries of each `CONNECTIONS`; two per connection.
 pub const CONNECTIONS_MAX: u32 = 262_144;
+/// Entries of each `FLOOD`; two per flow.
+pub const FLOOD_MAX: u32 = 65_536;
+/// New flows a second and CPU from which on flows are recorded in `FLOOD`, at most and at least, unless the agent is told
+/// otherwise. In between it is the CPU's share of `CONNECTIONS` divided by [`FLOOD_SHARE`].
+pub const FLOOD_THRESHOLD_MAX: u32 = 10_000;
+/// As [`FLOOD_THRESHOLD_MAX`].
+pub const FLOOD_THRESHOLD_MIN: u32 = 100;
+/// As [`FLOOD_THRESHOLD_MAX`]. Two entries for a flow: a second of what is no flood fills a thirty-second.
+pub const FLOOD_SHARE: u32 = 64;
 /// Entries of each `AFFINITY`.
 pub const AFFINITY_MAX: u32 = 65_536;
 /// Entries of each `SOCK_REV_NAT`.
@@ -44,6 +53,9 @@ pub const SNAT_PORT_MIN: u16 = 1_024;
 pub const SNAT_PORT_COUNT: u16 = 28_976;
 /// Tries to find a free SNAT source port before the packet is dropped.
 pub const SNAT_TRIES: u32 = 32;
+
+/// Of these tries, those after which a flow of a flood takes the port of another that has not yet proved itself.
+pub const FLOOD_TRIES: u32 = 4;
 
 /// VLAN tags skipped before the IP header.
 pub const VLAN_TAGS_MAX: u32 = 2;

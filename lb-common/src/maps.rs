@@ -13,6 +13,7 @@ use crate::{
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceValue, NodeAddressKey, NodeAddressValue},
     family::{V4, V6},
+    flood::{FloodState, NewFlows},
     flow::FlowKey,
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendKey, FrontendValue},
@@ -52,6 +53,12 @@ pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 pub const DEVICES: &str = "DEVICES";
 /// Base name of `CONNECTIONS4` and `CONNECTIONS6`.
 pub const CONNECTIONS: &str = "CONNECTIONS";
+/// Base name of `FLOOD4` and `FLOOD6`: the same as `CONNECTIONS`, of flows that have proved nothing yet.
+pub const FLOOD: &str = "FLOOD";
+/// Per-CPU array with one element: the rate of new flows.
+pub const NEW_FLOWS: &str = "NEW_FLOWS";
+/// Array with one element: whether `FLOOD` is in use.
+pub const FLOOD_STATE: &str = "FLOOD_STATE";
 /// Base name of `AFFINITY4` and `AFFINITY6`.
 pub const AFFINITY: &str = "AFFINITY";
 /// Base name of `NEXT_HOPS4` and `NEXT_HOPS6`.
@@ -143,7 +150,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 37] = {
+pub const MAPS: [MapSpec; 41] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -204,6 +211,22 @@ pub const MAPS: [MapSpec; 37] = {
             NO_COMMON_LRU,
             Datapath,
         ),
+        spec::<FlowKey<V4>, ConnectionValue<V4>>(
+            "FLOOD4",
+            LruHash,
+            limits::FLOOD_MAX,
+            NO_COMMON_LRU,
+            Datapath,
+        ),
+        spec::<FlowKey<V6>, ConnectionValue<V6>>(
+            "FLOOD6",
+            LruHash,
+            limits::FLOOD_MAX,
+            NO_COMMON_LRU,
+            Datapath,
+        ),
+        spec::<u32, NewFlows>("NEW_FLOWS", PerCpuArray, 1, 0, Datapath),
+        spec::<u32, FloodState>("FLOOD_STATE", Array, 1, 0, Datapath),
         spec::<u32, NextHopValue<V4>>("NEXT_HOPS4", PerCpuArray, limits::NEXT_HOPS, 0, Datapath),
         spec::<u32, NextHopValue<V6>>("NEXT_HOPS6", PerCpuArray, limits::NEXT_HOPS, 0, Datapath),
         spec::<AffinityKey<V4>, AffinityValue>("AFFINITY4", LruHash, limits::AFFINITY_MAX, 0, Datapath),

@@ -15,6 +15,7 @@ use crate::{
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
     family::{Addr4, Addr6, Be16, Client4, Client6, Protocol, V4, V6},
+    flood::{FloodState, NewFlows},
     flow::{FlowKey, Tuple},
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
@@ -113,6 +114,8 @@ pod! {
     VerdictCounter { packets: u64, bytes: u64 }
     TrafficCounter { connections: u64, packets: u64, bytes: u64, refused: u64 }
     Settings { events_sample: u32, events_service_port: u32, events_drops_only: u32, refusals_per_second: u32 }
+    NewFlows { window: Coarse, flows: u32, flows_before: u32, _pad: u32, recorded: u64, promoted: u64 }
+    FloodState { last: Coarse }
     Allowance { last_ns: u64, credit: u64 }
     Event { time_ns: u64, service_port: ServicePortId, backend: BackendId, ifindex: u32, verdict: u32,
         src: [u8; 16], dst: [u8; 16], src_port: Be16, dst_port: Be16, protocol: Protocol, family: u8, _pad: [u8; 2] }

@@ -26,8 +26,10 @@ pub struct Choice<F: FamilyMaps> {
     pub client_kind: ClientKind,
     /// Hash of the flow, for Maglev.
     pub flow_hash: u32,
-    /// Random bits, else.
+    /// Random bits, else; the hash too in a flood, so that whoever sends again gets the same backend.
     pub random: u32,
+    /// The client is bound to its backend at once, and not only when its flow has proved itself ([`bind`]).
+    pub binds: bool,
 }
 
 /// A backend with its id.
@@ -76,10 +78,29 @@ fn sticky<F: FamilyMaps>(frontend: &FrontendValue, choice: &Choice<F>, chosen: B
     };
     let now_ns = now_ns();
     let backend = bound::<F>(frontend, choice.set, &key, now_ns, chosen);
-    let value = AffinityValue { last_used_ns: now_ns, backend, _pad: 0 };
+    if choice.binds {
+        remember(key, AffinityValue { last_used_ns: now_ns, backend, _pad: 0 });
+    }
+    backend
+}
+
+/// Binds a client that sends packets from `addr` to `backend`, if the frontend has affinity.
+#[inline(always)]
+pub fn bind<F: FamilyMaps>(frontend: &FrontendValue, addr: F::Addr, backend: BackendId) {
+    if frontend.flags.has(FrontendFlags::AFFINITY) {
+        let key = AffinityKey::<F> {
+            service_port: frontend.service_port,
+            kind: ClientKind::ADDRESS,
+            client: F::client_from_addr(addr),
+        };
+        remember(key, AffinityValue { last_used_ns: now_ns(), backend, _pad: 0 });
+    }
+}
+
+#[inline(always)]
+fn remember<F: FamilyMaps>(key: AffinityKey<F>, value: AffinityValue) {
     // Without room the client is merely not bound.
     let _ = F::affinity().insert(key, value, 0);
-    backend
 }
 
 /// The backend a fresh affinity entry binds the client to, else `chosen`.

@@ -22,6 +22,7 @@ use crate::{
     client::{self, Source},
     conntrack::{self, Opening},
     counters::{Seen, count, count_connection, count_verdict},
+    flood,
     forward::{self, FamilyRoute, Route, Way},
     frontend,
     globals::{now_ns, random},
@@ -159,28 +160,43 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
 #[inline(never)]
 fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
     work.opening.reset();
-    let headers = &work.headers;
-    if let Some(entry) = conntrack::lookup(&headers.flow) {
-        if !belongs(entry, hook) {
-            return Verdict::NotOurs as u32;
-        }
-        // What came in a tunnel goes into no other: two nodes could send it to each other for ever.
-        if work.is_tunnelled != 0 && entry.flags.has(ConnectionFlags::TUNNEL) {
-            return UNKNOWN;
-        }
-        let holds = if entry.flags.has(ConnectionFlags::REPLY) {
-            entry.note(headers.flow.protocol, headers.tcp_flags, Coarse::from_ns(now_ns()));
-            true
-        } else {
-            conntrack::holds(entry, headers)
-        };
-        if holds {
-            work.opening.service_port = entry.service_port;
-            work.opening.backend = entry.backend;
-            return continued(packet, work, entry, hook) as u32;
+    if let Some(entry) = conntrack::lookup(&work.headers.flow) {
+        let code = applied(packet, work, entry, hook);
+        if code != UNKNOWN {
+            return code;
         }
     }
-    if hook == Hook::WorkloadEgress { Verdict::NotOurs as u32 } else { UNKNOWN }
+    if hook == Hook::WorkloadEgress && !flood::is_recent() { Verdict::NotOurs as u32 } else { UNKNOWN }
+}
+
+/// Does what the entry of a packet's flow says; the verdict's code, or [`UNKNOWN`] if it says nothing any more.
+#[inline(always)]
+fn applied<F: Balanced, P: Packet>(
+    packet: &mut P,
+    work: &mut Work<F>,
+    entry: &mut ConnectionValue<F>,
+    hook: Hook,
+) -> u32 {
+    if !belongs(entry, hook) {
+        return Verdict::NotOurs as u32;
+    }
+    // What came in a tunnel goes into no other: two nodes could send it to each other for ever.
+    if work.is_tunnelled != 0 && entry.flags.has(ConnectionFlags::TUNNEL) {
+        return UNKNOWN;
+    }
+    let headers = &work.headers;
+    let holds = if entry.flags.has(ConnectionFlags::REPLY) {
+        entry.note(headers.flow.protocol, headers.tcp_flags, Coarse::from_ns(now_ns()));
+        true
+    } else {
+        conntrack::holds(entry, headers)
+    };
+    if !holds {
+        return UNKNOWN;
+    }
+    work.opening.service_port = entry.service_port;
+    work.opening.backend = entry.backend;
+    continued(packet, work, entry, hook) as u32
 }
 
 /// True if an entry is applied at `hook`.
@@ -335,7 +351,8 @@ fn remember_fragment<F: Balanced>(headers: &Headers<F>) {
     }
 }
 
-/// Opens a connection for the packet whose headers stand in the scratch memory, or refuses to; the verdict's code.
+/// Opens a connection for the packet whose headers stand in the scratch memory, or refuses to, unless its flow is one of a
+/// flood and known as such; the verdict's code.
 ///
 /// Runs as a global BPF function: the verifier checks it once by itself and not once more for every way of parsing
 /// that leads here, and the rare way gets a stack frame of its own.
@@ -345,6 +362,17 @@ pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
         return Verdict::NotOurs as u32;
     };
     packet.pull();
+    if flood::is_recent()
+        && let Some(entry) = flood::find(&mut work.opening, &work.headers)
+    {
+        let code = applied(packet, work, entry, hook);
+        if code != UNKNOWN {
+            return code;
+        }
+    }
+    if hook == Hook::WorkloadEgress {
+        return Verdict::NotOurs as u32;
+    }
     opened(packet, work, hook) as u32
 }
 
@@ -391,6 +419,11 @@ fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook
         (frontend.own, MemberSets::LOCAL, Empty::Drop, Source::KeptHere)
     };
     ask(&work.headers, run, set, &mut work.choice);
+    if flood::begins() {
+        work.opening.in_flood = true;
+        work.choice.random = work.choice.flow_hash;
+        work.choice.binds = false;
+    }
     if !backend::choose(frontend, &work.choice, &mut work.chosen) {
         return unserved(packet, work, empty, hook);
     }
@@ -419,6 +452,7 @@ fn ask<F: Balanced>(headers: &Headers<F>, run: Run, set: MemberSets, choice: &mu
         client_kind: ClientKind::ADDRESS,
         flow_hash: headers.flow.hash(0),
         random: random(),
+        binds: true,
     };
 }
 
@@ -445,7 +479,7 @@ fn beside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Verdict
     let Work { headers, opening, .. } = work;
     opening.to = headers.flow.tuple;
     opening.flags = ConnectionFlags(0);
-    match conntrack::record(opening, headers) {
+    match conntrack::record(packet.context(), opening, headers) {
         Ok(()) => translated(packet, headers, &opening.to),
         Err(reason) => reason,
     }
@@ -502,7 +536,7 @@ fn connected<F: Balanced, P: Packet>(
     if opening.flags.has(ConnectionFlags::SNAT) || opening.flags.has(ConnectionFlags::TUNNEL) {
         send_from_node(way, &mut opening.to)?;
     }
-    conntrack::record(opening, headers)?;
+    conntrack::record(packet.context(), opening, headers)?;
     count_connection(opening.service_port, chosen.id);
     Ok(if opening.flags.has(ConnectionFlags::TUNNEL) {
         tunnel::send(packet, headers, &opening.to, way, answer)

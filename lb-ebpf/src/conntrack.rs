@@ -1,5 +1,7 @@
 //! Reads and writes of `CONNECTIONS` around `lb_common::conntrack`'s rules.
 
+use core::ffi::c_void;
+
 use lb_common::{
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Membership, Phase, Reuse, reuse},
     family::{Address as _, Be16},
@@ -12,13 +14,15 @@ use lb_common::{
 use crate::{
     backend,
     counters::Outcome,
+    flood,
     globals::{now_ns, random, snat_ports},
+    host_socket,
     maps::{FamilyMaps, GENERATIONS},
     parse::Headers,
 };
 
 /// `BPF_NOEXIST`: insert only where nothing is.
-const NOEXIST: u64 = 1;
+pub const NOEXIST: u64 = 1;
 /// `BPF_ANY`: insert or replace.
 const ANY: u64 = 0;
 
@@ -68,8 +72,12 @@ pub struct Opening<F: FamilyMaps> {
     pub backend: BackendId,
     /// How it is translated (without [`ConnectionFlags::REPLY`]).
     pub flags: ConnectionFlags,
-    key: FlowKey<F>,
-    entry: ConnectionValue<F>,
+    /// One of a flood: to be recorded in `FLOOD`.
+    pub in_flood: bool,
+    /// Room for a key.
+    pub key: FlowKey<F>,
+    /// Room for an entry.
+    pub entry: ConnectionValue<F>,
 }
 
 impl<F: FamilyMaps> Opening<F> {
@@ -78,6 +86,7 @@ impl<F: FamilyMaps> Opening<F> {
     pub fn reset(&mut self) {
         self.service_port = ServicePortId::NONE;
         self.backend = BackendId::NONE;
+        self.in_flood = false;
     }
 
     /// `verdict` with what was found.
@@ -87,8 +96,8 @@ impl<F: FamilyMaps> Opening<F> {
     }
 }
 
-/// Records both directions of the flow `headers` belongs to; `opening.to` then is what the packet becomes. Of a flow that
-/// goes on in a tunnel only the one direction passes here.
+/// Records both directions of the flow that the packet of `context` with `headers` opens; `opening.to` then is what the
+/// packet becomes. Of a flow that goes on in a tunnel only the one direction passes here.
 ///
 /// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
 /// backend dialled from one client port, or two clients translated to one node address, would share it; the later
@@ -98,21 +107,26 @@ impl<F: FamilyMaps> Opening<F> {
     reason = "by value, key and value would be copied to the stack first"
 )]
 #[inline(never)]
-pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> Result<(), DropReason> {
-    opening.entry = ConnectionValue {
-        to: headers.flow.tuple.reversed(),
-        service_port: opening.service_port,
-        backend: opening.backend,
-        generation: generation(opening.service_port),
-        last_seen: Coarse::from_ns(now_ns()),
-        flags: opening.flags.with(ConnectionFlags::REPLY),
-        phase: Phase::OPENING,
-        _pad: [0; 2],
-    };
-    opening.key = FlowKey::new(opening.to.reversed(), headers.flow.protocol);
+pub fn record<F: FamilyMaps>(
+    context: *mut c_void,
+    opening: &mut Opening<F>,
+    headers: &Headers<F>,
+) -> Result<(), DropReason> {
+    let entry = &mut opening.entry;
+    entry.to.reverse_of(&headers.flow.tuple);
+    entry.service_port = opening.service_port;
+    entry.backend = opening.backend;
+    entry.generation = generation(opening.service_port);
+    entry.last_seen = Coarse::from_ns(now_ns());
+    entry.flags = opening.flags.with(ConnectionFlags::REPLY);
+    entry.phase = Phase::OPENING;
+    entry._pad = [0; 2];
+    opening.key.tuple.reverse_of(&opening.to);
+    opening.key.protocol = headers.flow.protocol;
+    opening.key._pad = [0; 3];
     if !opening.flags.has(ConnectionFlags::TUNNEL) {
-        let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening);
-        if !keeps_port && !find_port(opening) {
+        let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening, Claim::Free);
+        if !keeps_port && !find_port(context, opening) {
             return Err(Verdict::SnatPorts);
         }
         opening.to.src_port = opening.key.tuple.dst_port;
@@ -123,7 +137,12 @@ pub fn record<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -> 
         opening.entry.phase = Phase::OPENING.after(headers.tcp_flags);
     }
     // Without the entry the next packet chooses anew; LRU maps have room.
-    let _ = F::connections().insert(&headers.flow, &opening.entry, ANY);
+    let _ = if opening.in_flood {
+        flood::recorded(opening.entry.last_seen);
+        F::flood().insert(&headers.flow, &opening.entry, ANY)
+    } else {
+        F::connections().insert(&headers.flow, &opening.entry, ANY)
+    };
     Ok(())
 }
 
@@ -138,12 +157,14 @@ pub fn is_taken<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -
     if protocol.has_handshake() && !headers.tcp_flags.opens() {
         return false;
     }
-    opening.key = FlowKey::new(headers.flow.tuple.reversed(), protocol);
+    opening.key.tuple.reverse_of(&headers.flow.tuple);
+    opening.key.protocol = protocol;
+    opening.key._pad = [0; 3];
     let Some(owner) = lookup(&opening.key) else { return false };
     if !owner.flags.has(ConnectionFlags::REPLY) {
         return false;
     }
-    opening.key = FlowKey::new(owner.to.reversed(), protocol);
+    opening.key.tuple.reverse_of(&owner.to);
     lookup(&opening.key).is_none_or(|client| client.last_seen.0 + 1 < Coarse::from_ns(now_ns()).0)
 }
 
@@ -151,17 +172,20 @@ pub fn is_taken<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -
 const GOLDEN_RATIO: u32 = 0x9e37_79b9;
 
 /// Finds a source port whose reply 5-tuple is free and takes it: a random one, else some far from it. No port follows
-/// from another by a branch, or the verifier would walk every sequence of them.
+/// from another by a branch, or the verifier would walk every sequence of them. Where the source is an address of the
+/// node, no socket of the node may wait for the answers: it would lose its own.
 ///
 /// A BPF function of its own, so that the verifier leaves all turns of the loop by one exit.
 #[inline(never)]
-fn find_port<F: FamilyMaps>(opening: &mut Opening<F>) -> bool {
+fn find_port<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>) -> bool {
+    let from_node = opening.flags != ConnectionFlags(0);
     let (min, count) = snat_ports();
     let mut luck = random();
     let mut attempt = 0;
     while attempt < limits::SNAT_TRIES {
         opening.key.tuple.dst_port = Be16::new((min + slot_index(luck, count)) as u16);
-        if claim(opening) {
+        let how = if attempt < limits::FLOOD_TRIES { Claim::Free } else { Claim::Unproved };
+        if !(from_node && host_socket::waits_for(context, &opening.key)) && claim(opening, how) {
             return true;
         }
         luck = luck.wrapping_add(GOLDEN_RATIO);
@@ -170,20 +194,53 @@ fn find_port<F: FamilyMaps>(opening: &mut Opening<F>) -> bool {
     false
 }
 
-/// Takes the reply 5-tuple of `opening`, if it is free, already this connection's, or a dead one's.
+/// Which reply 5-tuples a connection may take.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(u32)]
+enum Claim {
+    /// Those that are free, its own, or a dead connection's.
+    Free,
+    /// One flow of a flood also those of others that have proved nothing.
+    Unproved,
+}
+
+/// Takes the reply 5-tuple of `opening`. A flow of a flood whose 5-tuple is in `CONNECTIONS` already is recorded there.
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "by value, key and value would be copied to the stack first"
 )]
-#[inline(always)]
-fn claim<F: FamilyMaps>(opening: &Opening<F>) -> bool {
-    if F::connections().insert(&opening.key, &opening.entry, NOEXIST).is_ok() {
-        return true;
+#[inline(never)]
+fn claim<F: FamilyMaps>(opening: &mut Opening<F>, how: Claim) -> bool {
+    if !opening.in_flood {
+        if flood::is_recent()
+            && let Some(owner) = flood::lookup(&opening.key)
+            && !is_free(owner, opening)
+        {
+            return false;
+        }
+        return F::connections().insert(&opening.key, &opening.entry, NOEXIST).is_ok()
+            || lookup(&opening.key).is_some_and(|owner| take(owner, opening, Claim::Free));
     }
-    let Some(owner) = lookup(&opening.key) else { return false };
+    if let Some(owner) = lookup(&opening.key) {
+        opening.in_flood = !take(owner, opening, Claim::Free);
+        return !opening.in_flood;
+    }
+    F::flood().insert(&opening.key, &opening.entry, NOEXIST).is_ok()
+        || flood::lookup(&opening.key).is_some_and(|owner| take(owner, opening, how))
+}
+
+/// True if the owner of a reply 5-tuple is the connection being opened, or dead.
+#[inline(always)]
+fn is_free<F: FamilyMaps>(owner: &ConnectionValue<F>, opening: &Opening<F>) -> bool {
     // One condition without branches of its own: the verifier walks every branch of the loop this is called from.
     let ours = same(&owner.to, &opening.entry.to) & (owner.flags == opening.entry.flags);
-    if !(ours | owner.is_expired(opening.key.protocol, opening.entry.last_seen)) {
+    ours | owner.is_expired(opening.key.protocol, opening.entry.last_seen)
+}
+
+/// Gives the entry of a reply 5-tuple to the connection being opened, if that may take it.
+#[inline(always)]
+fn take<F: FamilyMaps>(owner: &mut ConnectionValue<F>, opening: &Opening<F>, how: Claim) -> bool {
+    if !is_free(owner, opening) && how == Claim::Free {
         return false;
     }
     owner.to = opening.entry.to;

@@ -19,6 +19,8 @@ static DETECT_LOCAL: u32 = DetectLocal::DEVICE_ROLE.0;
 #[unsafe(no_mangle)]
 static MASQUERADE_ALL: u32 = 0;
 #[unsafe(no_mangle)]
+static FLOOD_THRESHOLD: u32 = 0;
+#[unsafe(no_mangle)]
 static FEATURES: u32 = 0;
 
 /// Cookie of the node's own network namespace.
@@ -47,6 +49,13 @@ pub fn detect_local() -> DetectLocal {
 pub fn masquerades_all() -> bool {
     // SAFETY: as in `node_netns_cookie`.
     unsafe { read_volatile(&MASQUERADE_ALL) != 0 }
+}
+
+/// New flows a second and CPU from which on there is a flood; 0: there never is.
+#[inline(always)]
+pub fn flood_threshold() -> u32 {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { read_volatile(&FLOOD_THRESHOLD) }
 }
 
 /// True if the kernel has the feature (`lb_common::settings::FEATURE_…`).

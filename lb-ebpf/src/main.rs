@@ -2,7 +2,7 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
-//! `conntrack`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
+//! `conntrack`, `flood`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
 //! quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
@@ -13,6 +13,7 @@ mod balance;
 mod client;
 mod conntrack;
 mod counters;
+mod flood;
 mod forward;
 mod frontend;
 mod globals;

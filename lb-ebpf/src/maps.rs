@@ -14,6 +14,7 @@ use lb_common::{
     device::{DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
     family::{Addr4, Addr6, Family, V4, V6},
+    flood::{FloodState, NewFlows},
     flow::FlowKey,
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendKey, FrontendValue},
@@ -48,6 +49,8 @@ type Connections<F> = LruHashMap<
     { limits::CONNECTIONS_MAX as usize },
     { NO_COMMON_LRU as usize },
 >;
+type Flood<F> =
+    LruHashMap<FlowKey<F>, ConnectionValue<F>, { limits::FLOOD_MAX as usize }, { NO_COMMON_LRU as usize }>;
 type NextHops<F> = PerCpuArray<NextHopValue<F>, { limits::NEXT_HOPS as usize }>;
 type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
 type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
@@ -82,6 +85,10 @@ pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static ALLOWANCES: PerCpuArray<Allowance, 1> = PerCpuArray::new();
 #[btf_map]
+pub static NEW_FLOWS: PerCpuArray<NewFlows, 1> = PerCpuArray::new();
+#[btf_map]
+pub static FLOOD_STATE: Array<FloodState, 1> = Array::new();
+#[btf_map]
 pub static EVENTS: RingBuf<Event, { limits::EVENTS_BYTES as usize }> = RingBuf::new();
 
 /// The maps of one family.
@@ -94,6 +101,7 @@ pub trait FamilyMaps: Family {
     fn vips() -> &'static Vips<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
     fn connections() -> &'static Connections<Self>;
+    fn flood() -> &'static Flood<Self>;
     fn next_hops() -> &'static NextHops<Self>;
     fn affinity() -> &'static Affinity<Self>;
     fn sock_rev_nat() -> &'static SockRevNat<Self>;
@@ -107,7 +115,8 @@ pub trait FamilyMaps: Family {
 macro_rules! family_maps {
     ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
      $pods:ident, $vips:ident, $nodes:ident,
-     $connections:ident, $hops:ident, $affinity:ident, $rev_nat:ident, $fragments:ident, $scratch:ident) => {
+     $connections:ident, $flood:ident, $hops:ident, $affinity:ident, $rev_nat:ident, $fragments:ident,
+     $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
         #[btf_map]
@@ -124,6 +133,8 @@ macro_rules! family_maps {
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
         #[btf_map]
         pub static $connections: Connections<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $flood: Flood<$family> = LruHashMap::new();
         #[btf_map]
         pub static $hops: NextHops<$family> = PerCpuArray::new();
         #[btf_map]
@@ -170,6 +181,10 @@ macro_rules! family_maps {
                 &$connections
             }
             #[inline(always)]
+            fn flood() -> &'static Flood<Self> {
+                &$flood
+            }
+            #[inline(always)]
             fn next_hops() -> &'static NextHops<Self> {
                 &$hops
             }
@@ -209,6 +224,7 @@ family_maps!(
     VIPS4,
     NODE_ADDRESSES4,
     CONNECTIONS4,
+    FLOOD4,
     NEXT_HOPS4,
     AFFINITY4,
     SOCK_REV_NAT4,
@@ -227,6 +243,7 @@ family_maps!(
     VIPS6,
     NODE_ADDRESSES6,
     CONNECTIONS6,
+    FLOOD6,
     NEXT_HOPS6,
     AFFINITY6,
     SOCK_REV_NAT6,

@@ -312,6 +312,7 @@ fn connected<F: FamilyMaps, C: Call<F>>(
         client_kind: ClientKind::NETNS_COOKIE,
         flow_hash: hash_u64(cookie, 0),
         random: if luck == Luck::Socket { hash_u64(cookie, 0) } else { random() },
+        binds: true,
     };
     let mut chosen = Chosen::<F>::default();
     if !backend::choose(frontend, &choice, &mut chosen) {

@@ -31,6 +31,7 @@ use lb_common::{
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
     family::{Addr4, Addr6, Address as _, Be16, Family, Protocol, V4, V6},
+    flood::NewFlows,
     flow::{FlowKey, Tuple},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
@@ -225,6 +226,8 @@ pub struct LoadOptions<'a> {
     pub detect_local: settings::DetectLocal,
     /// Whoever dials a ClusterIP gets a node address.
     pub masquerade_all: bool,
+    /// New flows a second and CPU that are a flood; 0: none are.
+    pub flood_threshold: u32,
 }
 
 /// A node with the datapath loaded.
@@ -501,6 +504,32 @@ impl Node {
         ConnectionValue<F>: Pod,
     {
         self.hash(&name::<F>("CONNECTIONS")).get(flow, 0).ok()
+    }
+
+    /// The entry of a flow of a flood.
+    pub fn flood_entry<F: Family>(&mut self, flow: &FlowKey<F>) -> Option<ConnectionValue<F>>
+    where
+        FlowKey<F>: Pod,
+        ConnectionValue<F>: Pod,
+    {
+        self.hash(&name::<F>("FLOOD")).get(flow, 0).ok()
+    }
+
+    /// Number of entries of flows of a flood, both directions.
+    pub fn flood_entries<F: Family>(&mut self) -> usize
+    where
+        FlowKey<F>: Pod,
+        ConnectionValue<F>: Pod,
+    {
+        self.hash::<FlowKey<F>, ConnectionValue<F>>(&name::<F>("FLOOD")).keys().count()
+    }
+
+    /// Flows of floods: recorded, and promoted of these.
+    pub fn flood_flows(&self) -> (u64, u64) {
+        let map = self.ebpf.map("NEW_FLOWS").unwrap();
+        let flows: PerCpuArray<&MapData, NewFlows> = map.try_into().unwrap();
+        let cpus = flows.get(&0, 0).unwrap();
+        cpus.iter().fold((0, 0), |sum, cpu| (sum.0 + cpu.recorded, sum.1 + cpu.promoted))
     }
 
     /// Replaces the entry of a flow.
@@ -823,6 +852,7 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
     loader.override_global(settings::FEATURES, &features, true);
     loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
     loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
+    loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
     if let Some(count) = &options.snat_ports {
         loader.override_global(settings::SNAT_PORT_COUNT, count, true);
     }

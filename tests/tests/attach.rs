@@ -71,6 +71,7 @@ impl Node {
         LoadConfig {
             detect_local: lb_common::settings::DetectLocal::DEVICE_ROLE,
             masquerade_all: false,
+            flood_threshold: 0,
             pin_dir: self.pin_dir(),
             max_entries: BTreeMap::from(small),
             snat_port_min: 61_000,

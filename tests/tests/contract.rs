@@ -77,6 +77,7 @@ fn every_global_is_there() {
         (settings::FEATURES, &word),
         (settings::DETECT_LOCAL, &word),
         (settings::MASQUERADE_ALL, &word),
+        (settings::FLOOD_THRESHOLD, &word),
     ] {
         let mut globals = std::collections::HashMap::new();
         globals.insert(name, (value, true));

@@ -4,7 +4,10 @@
 //! Every verdict of `lb_common::verdict` is brought about here, those of the socket hooks in `sockets.rs`.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::{
     affinity::{AffinityValue, ClientKind},
@@ -22,6 +25,7 @@ use lb_tests::{
     packet::{self, ACK, FIN, Packet, RST, SYN, SYN_ACK, Tcp, Transport, Unreachable},
     prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, through_xdp},
 };
+use socket2::{Domain, Socket, Type};
 
 /// Makes one test per family of each generic function; of those before the semicolon two: they concern what comes
 /// from the network, which XDP sees before tc where the driver can.
@@ -88,6 +92,24 @@ fn dropped(packet: &[u8]) -> Ran {
 
 fn untouched(packet: &[u8]) -> Ran {
     Ran { code: UNSPEC, packet: packet.to_vec() }
+}
+
+/// A socket of the node bound to `local`. Of those bound to one address every second is connected, or connecting, to
+/// `peer`; the others listen.
+fn bound(protocol: Protocol, local: (IpAddr, u16), peer: (IpAddr, u16)) -> Socket {
+    let (local, peer) = (SocketAddr::from(local), SocketAddr::from(peer));
+    let kind = if protocol == Protocol::TCP { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(local), kind, None).unwrap();
+    socket.set_nonblocking(true).unwrap();
+    socket.bind(&local.into()).unwrap();
+    if !local.ip().is_unspecified() && local.port() % 4 == 0 {
+        // Nobody answers; EINPROGRESS says that the SYN is on its way.
+        let connected = socket.connect(&peer.into());
+        assert!(connected.is_ok() || kind == Type::STREAM, "{connected:?}");
+    } else if kind == Type::STREAM {
+        socket.listen(1).unwrap();
+    }
+    socket
 }
 
 /// The cases, generic in the family `F` of each expansion: the bounds of map access (`aya::Pod` of every key and
@@ -650,6 +672,8 @@ macro_rules! cases {
                 let service = service(Protocol::UDP, &[local()]);
                 node.serve::<F>(&service);
                 let served = Packet::udp(CLIENT, VIP, b"?");
+                // The verifier takes longer than a connection counts as just seen.
+                node.tc_program("tc_uplink_ingress");
                 let translated = translate(&mut node, Hook::FromNetwork, &served);
                 let seen_again = translated.bytes();
                 assert_eq!(node.run(Hook::FromNetwork, &seen_again), untouched(&seen_again));
@@ -675,6 +699,51 @@ macro_rules! cases {
                 assert_eq!(node.run(Hook::FromNetwork, &packet), dropped(&packet));
                 assert_eq!(node.verdicts()[&Verdict::SnatPorts].0, 1);
                 assert_eq!(node.connections::<F>(), 2, "the first connection only");
+            }
+
+            /// Sockets of any kind on all SNAT ports but one: that one is given. Then on all: a drop.
+            pub(super) fn a_source_port_that_a_socket_has_is_not_given() {
+                const PORTS: u16 = 8;
+                let range = limits::SNAT_PORT_MIN..limits::SNAT_PORT_MIN + PORTS;
+                let free = limits::SNAT_PORT_MIN + 5;
+                for protocol in [Protocol::TCP, Protocol::UDP] {
+                    let mut node = Node::start_with(Some(u32::from(PORTS)));
+                    node.serve::<F>(&service(protocol, &[remote()]));
+                    let opening = |port| match protocol {
+                        Protocol::TCP => tcp((F::CLIENT, port), VIP, SYN),
+                        _ => Packet::udp((F::CLIENT, port), VIP, b"?"),
+                    };
+                    let any: IpAddr = if F::BITS == 32 { "0.0.0.0" } else { "::" }.parse().unwrap();
+                    let taken = range.clone().filter(|port| *port != free);
+                    let mut sockets: Vec<Socket> = Vec::new();
+                    for (port, address) in taken.zip([F::NODE, any].into_iter().cycle()) {
+                        sockets.push(bound(protocol, (address, port), REMOTE));
+                    }
+                    let first = forward(&mut node, Hook::FromNetwork, &opening(CLIENT_PORT));
+                    assert_eq!(first.src, (F::NODE, free), "{protocol:?}");
+                    let packet = opening(50_000).bytes();
+                    assert_eq!(node.run(Hook::FromNetwork, &packet), dropped(&packet), "{protocol:?}");
+                    assert_eq!(node.verdicts()[&Verdict::SnatPorts].0, 1);
+                    assert_eq!(node.connections::<F>(), 2, "the first connection only");
+                    drop(sockets);
+                    let later = forward(&mut node, Hook::FromNetwork, &opening(50_000));
+                    assert_ne!(later.src.1, free, "the sockets are gone, the connection is not");
+                }
+            }
+
+            /// A client that keeps its address may have any port: sockets of the node have nothing to do with it.
+            pub(super) fn a_clients_own_port_is_not_one_of_the_nodes() {
+                let mut node = Node::start_with(Some(1));
+                let port = limits::SNAT_PORT_MIN;
+                let any: IpAddr = if F::BITS == 32 { "0.0.0.0" } else { "::" }.parse().unwrap();
+                let _listener = bound(Protocol::TCP, (any, port), REMOTE);
+                let first = service(Protocol::TCP, &[local()]);
+                let other_vip = (F::OTHER_VIP, PORT);
+                node.serve::<F>(&Service { id: 2, base: 20, vip: other_vip, ..first.clone() });
+                node.serve::<F>(&first);
+                translate(&mut node, Hook::FromNetwork, &tcp(CLIENT, VIP, SYN));
+                let second = translate(&mut node, Hook::FromNetwork, &tcp(CLIENT, other_vip, SYN));
+                assert_eq!(second.src, (F::CLIENT, port), "another port of the client's");
             }
 
             pub(super) fn a_dead_connection_gives_its_port_back() {
@@ -803,6 +872,8 @@ both_families! {
     two_vips_of_one_backend_do_not_clash
     a_backend_dialled_past_its_frontend_is_told_apart
     source_ports_run_out
+    a_source_port_that_a_socket_has_is_not_given
+    a_clients_own_port_is_not_one_of_the_nodes
     a_dead_connection_gives_its_port_back
     a_node_without_an_address_cannot_translate_sources
     a_backend_without_a_route_is_a_drop

@@ -46,6 +46,7 @@ use crate::{
         xdp::XdpMode,
     },
     desired::maglev::TableSize,
+    flood,
     foreign::{self, Foreign},
     health::proxy::Health,
     kube_proxy::GoDuration,
@@ -193,6 +194,11 @@ pub(super) struct RunArgs {
     /// Source ports for packets to backends on other nodes. Keep them outside ip_local_port_range and NodePorts.
     #[arg(long, default_value_t = PortRange::default(), value_name = "MIN-MAX")]
     snat_ports: PortRange,
+    /// New flows a second and CPU that are a flood: beyond it flows are recorded apart from connections, and move to them
+    /// once both sides talk, so that a flood evicts nothing but its own. 0: never. Default: a 64th of a CPU's share of
+    /// --max-connections, 100 to 10000.
+    #[arg(long, value_name = "N")]
+    flood_threshold: Option<u32>,
     /// Log one in N verdicts of the datapath; 0: none. Costs a ring buffer write each.
     #[arg(long, default_value_t = 0, value_name = "N")]
     events_sample: u32,
@@ -232,6 +238,9 @@ struct Sizes {
     /// Connection entries per IP family, two per connection; the least recently used gives way. Default: 262144.
     #[arg(long, value_name = "N")]
     max_connections: Option<u32>,
+    /// Entries for flows of a flood per IP family, two per flow; the least recently used gives way. Default: 65536.
+    #[arg(long, value_name = "N")]
+    max_flood: Option<u32>,
     /// Clients with session affinity per IP family; the least recently used gives way. Default: 65536.
     #[arg(long, value_name = "N")]
     max_affinity: Option<u32>,
@@ -280,7 +289,7 @@ enum LogFormat {
 }
 
 impl Sizes {
-    fn in_order(&self) -> [Option<u32>; 9] {
+    fn in_order(&self) -> [Option<u32>; 10] {
         [
             self.max_frontends,
             self.max_backends,
@@ -289,6 +298,7 @@ impl Sizes {
             self.max_slots,
             self.max_source_ranges,
             self.max_connections,
+            self.max_flood,
             self.max_affinity,
             self.max_sock_rev_nat,
         ]
@@ -328,6 +338,7 @@ impl RunArgs {
             max_entries,
             tuning: self.node.tuning()?,
             snat_ports: self.snat_ports,
+            flood_threshold: self.flood_threshold,
             events_sample: self.events_sample,
             refusals_per_second: self.refusals_per_second,
         })
@@ -458,6 +469,7 @@ impl Agent {
         let follower = tokio::spawn(self.follower.run(self.attached, self.pod_cidrs, stop.clone()));
         start_retirement(config, &self.admin, stop);
         start_collection(config, &pins, self.metrics.collection, stop)?;
+        start_flood_log(&pins, stop);
         events::start_log(pins.dir(), config.settings())?;
         let result = tokio::select! {
             ended = first_failure(&mut self.tasks) => ended,
@@ -531,6 +543,7 @@ fn load_config(config: &Config) -> LoadConfig {
         snat_port_count: config.snat_ports.count(),
         detect_local: config.detect_local.code(),
         masquerade_all: config.masquerade_all,
+        flood_threshold: config.flood_threshold(load::possible_cpus()),
     }
 }
 
@@ -642,6 +655,16 @@ fn start_sockets(
             SocketsConfig { reach: config.destroy_sockets, pins: pins.to_owned(), period: config.gc_period };
         tokio::spawn(sockets::run(settings, queries, changes, report, stop.clone()));
     }
+}
+
+/// Logs when a flood begins and ends.
+fn start_flood_log(pins: &crate::datapath::pins::Pins, stop: &CancellationToken) {
+    let (dir, stop) = (pins.dir().to_owned(), stop.clone());
+    tokio::spawn(async move {
+        if let Err(error) = flood::watch(&dir, stop).await {
+            tracing::warn!("floods are not logged: {error}");
+        }
+    });
 }
 
 fn start_collection(

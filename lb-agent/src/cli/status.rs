@@ -3,6 +3,7 @@
 use super::{ListArgs, Output, print_json, table};
 use crate::{
     admin::{self, StatusReport},
+    flood::FloodReport,
     sockets::run::SocketsReport,
 };
 
@@ -63,6 +64,7 @@ fn show_sync(status: &StatusReport) {
     println!("cidrs     {}", sync.service_cidrs.join(", "));
     println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
     println!("sockets   {}", sockets(&status.sockets));
+    println!("flood     {}", flood(&status.flood));
     println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
     for finding in &status.foreign.found {
         println!("foreign   {}: {}", finding.what, finding.remedy);
@@ -71,6 +73,13 @@ fn show_sync(status: &StatusReport) {
     let errors = status.errors.iter().chain(&sync.last_error);
     let errors = errors.chain(&status.source.last_error).chain(&status.sockets.last_error);
     errors.for_each(|error| println!("error     {error}"));
+}
+
+/// What was done about floods of new flows.
+fn flood(report: &FloodReport) -> String {
+    let FloodReport { active, recorded, promoted } = report;
+    let state = if *active { "under way" } else { "none" };
+    format!("{state}; {recorded} flows recorded apart so far, {promoted} of them became connections")
 }
 
 /// What became of sockets whose backend has left.

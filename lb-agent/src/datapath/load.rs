@@ -103,6 +103,8 @@ pub struct LoadConfig {
     pub detect_local: settings::DetectLocal,
     /// Whoever dials a ClusterIP gets a node address.
     pub masquerade_all: bool,
+    /// New flows a second and CPU that are a flood; 0: none are.
+    pub flood_threshold: u32,
 }
 
 impl LoadConfig {
@@ -167,6 +169,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
         .override_global(settings::SNAT_PORT_COUNT, &port_count, false)
         .override_global(settings::DETECT_LOCAL, &config.detect_local.0, false)
         .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
+        .override_global(settings::FLOOD_THRESHOLD, &config.flood_threshold, false)
         .override_global(settings::FEATURES, &features, false);
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));
@@ -176,7 +179,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
 }
 
 /// CPUs that the kernel has prepared for.
-fn possible_cpus() -> u32 {
+pub fn possible_cpus() -> u32 {
     aya::util::nr_cpus().ok().and_then(|cpus| u32::try_from(cpus).ok()).unwrap_or(1).max(1)
 }
 

@@ -2,11 +2,14 @@
 
 use std::{fmt, path::Path, time::UNIX_EPOCH};
 
+use lb_common::maps;
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
 use super::{encode_counters, encode_gauge, encode_gauges};
 use crate::{
+    conntrack_gc,
     datapath::attach::Attachment,
+    flood::{self, FloodReport},
     inspect::{self, InspectError, MapFill, VerdictCount},
     source::kubernetes::SourceStatus,
 };
@@ -24,6 +27,8 @@ pub struct Node {
     pub source: Option<SourceStatus>,
     /// Sockets destroyed because their backend had left.
     pub sockets_destroyed: u64,
+    /// What was done about floods of new flows.
+    pub flood: FloodReport,
     /// How full the maps are.
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
@@ -33,6 +38,8 @@ pub struct Node {
 impl Node {
     /// Adds what the maps pinned in `dir` say.
     pub fn read_maps(&mut self, dir: &Path) -> Result<(), InspectError> {
+        self.flood = flood::read(dir, conntrack_gc::now())
+            .map_err(|source| InspectError::Map { name: maps::NEW_FLOWS.to_owned(), source })?;
         self.maps = inspect::map_fill(dir)?;
         self.verdicts = inspect::verdicts(dir)?;
         Ok(())
@@ -55,6 +62,17 @@ impl Collector for Node {
         let help = "Sockets destroyed because the backend they were given no longer serves what they dialled";
         let destroyed = std::iter::once((NO_LABELS, self.sockets_destroyed));
         encode_counters(encoder, ("lb_sockets_destroyed", help), destroyed)?;
+        let help = "New flows recorded apart from connections because there were too many";
+        encode_counters(
+            encoder,
+            ("lb_flood_flows", help),
+            std::iter::once((NO_LABELS, self.flood.recorded)),
+        )?;
+        let help = "Of these, flows that became connections";
+        let promoted = std::iter::once((NO_LABELS, self.flood.promoted));
+        encode_counters(encoder, ("lb_flood_flows_promoted", help), promoted)?;
+        let help = "1 while new flows are recorded apart from connections";
+        encode_gauge(encoder, ("lb_flood_active", help), u32::from(self.flood.active))?;
         let label = |map: &MapFill| [("map", map.name.clone())];
         let entries = self.maps.iter().map(|map| (label(map), map.entries));
         encode_gauges(encoder, ("lb_map_entries", "Entries in a map"), entries)?;

@@ -8,7 +8,7 @@ use aya::{
     maps::MapType,
     programs::{Program, ProgramError},
 };
-use lb_common::maps::MAPS;
+use lb_common::{maps::MAPS, settings};
 
 /// Enough to load; a small VM has no room for more.
 const ENTRIES_MAX: u32 = 1024;
@@ -28,6 +28,8 @@ fn main() -> ExitCode {
 
 fn load() -> anyhow::Result<bool> {
     let mut loader = EbpfLoader::new();
+    // As the agent does unless told otherwise: with 0 the verifier would never see what is done in a flood.
+    loader.override_global(settings::FLOOD_THRESHOLD, &1_u32, true);
     for map in MAPS.iter().filter(|map| map.max_entries > ENTRIES_MAX) {
         if map.map_type as u32 != MapType::RingBuf as u32 {
             loader.map_max_entries(map.name, ENTRIES_MAX);
