@@ -8,6 +8,7 @@
 //! | `node-addresses IP…` | this node's addresses |
 //! | `apply [FILE…]` | objects from files of `testdata/manifests` and from the section's own YAML |
 //! | `delete KIND NAMESPACE/NAME…` | objects that go |
+//! | `delete-unknown KIND NAMESPACE/NAME…` | the same of objects that never were |
 //! | `restart` | a fresh control plane over the same maps |
 //! | `maps [TABLE…]` | syncs; the section is the dump expected, of these tables (`FRONTEND`) or of all |
 //! | `shares` | syncs; the section says how many slots of each run each backend has |
@@ -221,7 +222,8 @@ impl Run {
                 self.reconciler()?.set_node_addresses(addresses);
             }
             "apply" => self.apply(section)?,
-            "delete" => self.delete(section)?,
+            "delete" => self.delete(section, true)?,
+            "delete-unknown" => self.delete(section, false)?,
             "restart" => {
                 let maps = self.reconciler.take().context("the control plane is stopped")?.into_maps();
                 self.start(maps)?;
@@ -261,7 +263,8 @@ impl Run {
         Ok(())
     }
 
-    fn delete(&mut self, section: &Section) -> Result<()> {
+    /// `known`: whether the objects must be there.
+    fn delete(&mut self, section: &Section, known: bool) -> Result<()> {
         let (kind, names) = section.arguments.split_first().context("delete: no kind")?;
         let kinds = [Kind::Service, Kind::EndpointSlice, Kind::Endpoints, Kind::Node, Kind::ServiceCidr];
         let kind =
@@ -270,7 +273,8 @@ impl Run {
         for name in names {
             let (namespace, name) = name.split_once('/').unwrap_or(("", name));
             let id = ObjectRef { kind, namespace: namespace.to_owned(), name: name.to_owned() };
-            ensure!(self.objects.iter().any(|object| object.object_ref() == id), "delete: no {id}");
+            let found = self.objects.iter().any(|object| object.object_ref() == id);
+            ensure!(found == known, "{}: {id} is there: {found}", section.command);
             self.objects.retain(|object| object.object_ref() != id);
             self.reconciler()?.apply_change(Change::Deleted(id));
         }
