@@ -96,6 +96,9 @@ impl FrontendFlags {
     /// Direct server return: what a client outside sends to a backend elsewhere goes to its node in a tunnel, unchanged, and
     /// that node answers the client itself. What comes in a tunnel chooses from the own run.
     pub const DSR: Self = Self(1024);
+    /// With [`Self::DSR`] and [`Self::MAGLEV`]: XDP needs no connection to find a flow's node, the table does. Without affinity
+    /// and source ranges, and not on an address of the node, whose own connections have answers.
+    pub const STATELESS: Self = Self(2048);
 }
 
 /// Where a client stands: `internalTrafficPolicy` or `externalTrafficPolicy` speaks for it.

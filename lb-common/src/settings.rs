@@ -28,6 +28,9 @@ pub const DETECT_LOCAL: &str = "DETECT_LOCAL";
 pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
 /// Read-only global (u32): new flows a second and CPU from which on they are recorded in `FLOOD`; 0: never.
 pub const FLOOD_THRESHOLD: &str = "FLOOD_THRESHOLD";
+/// Read-only global (u32): 1 if XDP asks first whether a packet is for a stateless frontend
+/// ([`crate::frontend::FrontendFlags::STATELESS`]), so that no other packets pay for the question.
+pub const STATELESS: &str = "STATELESS";
 /// Read-only global (u32): bit set of `FEATURE_…`.
 pub const FEATURES: &str = "FEATURES";
 

@@ -13,6 +13,8 @@ use lb_common::{
     flow::Tuple,
     fragment::FragmentValue,
     frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
+    id::BackendId,
+    maglev,
     maps::Scratch,
     verdict::{DropReason, Verdict},
 };
@@ -25,10 +27,11 @@ use crate::{
     flood,
     forward::{self, FamilyRoute, Route, Way},
     frontend,
-    globals::{now_ns, random},
+    globals::{self, now_ns, random},
     host_socket,
     icmp::Quote,
     icmp_error,
+    maps::SLOTS,
     nat::{self, Hop},
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
@@ -131,7 +134,13 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
     }
     let bytes = packet.counted_len(work.headers.l3 as u32 + work.headers.ip_len);
     let ifindex = packet.ifindex();
-    let mut code = known(packet, work, hook);
+    let mut code = UNKNOWN;
+    if P::HANDS_ON && globals::has_stateless() {
+        code = stateless(packet, work);
+    }
+    if code == UNKNOWN {
+        code = known(packet, work, hook);
+    }
     if code == UNKNOWN {
         code = packet.open(hook as u32);
     }
@@ -151,6 +160,49 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
         count(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
     }
     verdict
+}
+
+/// Sends a packet to the node that its flow finds in a Maglev table, whatever connections there are; the verdict's code,
+/// or [`UNKNOWN`] if it needs a connection: towards a backend of this node, or of a node that nobody knows, and where
+/// fragments have to find their ports.
+#[inline(never)]
+fn stateless<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> u32 {
+    dial(&work.headers, &mut work.dialled);
+    let Some(frontend) = frontend::lookup(&work.dialled) else { return UNKNOWN };
+    let Work { headers, way, opening, answer, .. } = work;
+    let run = frontend.external;
+    if !frontend.flags.has(FrontendFlags::STATELESS)
+        || run.count == 0
+        || headers.fragment != Fragment::Whole
+        || headers.l3 != ETHERNET_LEN
+    {
+        return UNKNOWN;
+    }
+    let Some(&id) = SLOTS.get(maglev::slot(run, FrontendFlags::MAGLEV, headers.flow.hash(0), 0)) else {
+        return UNKNOWN;
+    };
+    // SAFETY: the agent replaces values whole; read within this run.
+    let Some(backend) = (unsafe { F::backends().get(BackendId(id)) }) else { return UNKNOWN };
+    if backend.flags.has(BackendFlags::LOCAL) || backend.node.is_unspecified() {
+        return UNKNOWN;
+    }
+    opening.service_port = frontend.service_port;
+    opening.backend = BackendId(id);
+    // The way depends on the node alone: whose address the header gets is known when the way is.
+    opening.to = Tuple { dst: backend.node, ..Tuple::default() };
+    let verdict =
+        match routed(packet, headers, (&opening.to, Coarse::from_ns(now_ns())), F::HEADER_LEN as u16, way) {
+            Ok(Route::Via) => match send_from_node(way, &mut opening.to) {
+                Ok(()) => tunnel::send(packet, headers, &opening.to, way, answer),
+                Err(reason) => reason,
+            },
+            Ok(Route::Local) => return UNKNOWN,
+            Err(reason) => reason,
+        };
+    if verdict == Verdict::Tunnelled && headers.tcp_flags.opens() {
+        count_connection(opening.service_port, opening.backend);
+    }
+    verdict as u32
 }
 
 /// Does what a packet's connection says; the verdict's code, or [`UNKNOWN`].
@@ -264,7 +316,7 @@ fn forwarded<F: Balanced, P: Packet>(
         return Verdict::HandedOn;
     }
     let added = if in_tunnel { F::HEADER_LEN as u16 } else { 0 };
-    match routed(packet, headers, entry, added, way) {
+    match routed(packet, headers, (&entry.to, entry.last_seen), added, way) {
         Ok(Route::Via) if in_tunnel => tunnel::send(packet, headers, &entry.to, way, answer),
         Ok(Route::Via) => sent(packet, headers, &entry.to, way),
         Ok(Route::Local) if in_tunnel => Verdict::NoRoute,
@@ -273,18 +325,18 @@ fn forwarded<F: Balanced, P: Packet>(
     }
 }
 
-/// The way of a connection's packet with `added` bytes. XDP asks the routing table once a second and not for each packet.
+/// The way, at `now`, of a packet that becomes `to`, with `added` bytes. XDP asks the routing table once a second and not for each packet.
 #[inline(always)]
 fn routed<F: Balanced, P: Packet>(
     packet: &P,
     headers: &Headers<F>,
-    entry: &mut ConnectionValue<F>,
+    (to, now): (&Tuple<F>, Coarse),
     added: u16,
     way: &mut Way,
 ) -> Result<Route, DropReason> {
-    let (now, from) = (entry.last_seen, packet.ifindex());
-    let mut hop = if P::HANDS_ON { forward::remembered(&entry.to) } else { None };
-    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(&entry.to, from)) {
+    let from = packet.ifindex();
+    let mut hop = if P::HANDS_ON { forward::remembered(to) } else { None };
+    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(to, from)) {
         if hop.holds(now, headers.ip_len + added as u32) {
             way.follow(hop);
             return Ok(Route::Via);
@@ -294,9 +346,9 @@ fn routed<F: Balanced, P: Packet>(
             return Err(Verdict::HandedOn);
         }
     }
-    let route = forward::route_added(packet, &entry.to, forward::wire_len(packet, headers), added, way)?;
+    let route = forward::route_added(packet, to, forward::wire_len(packet, headers), added, way)?;
     if let Some(hop) = hop.filter(|_| route == Route::Via) {
-        way.remember(hop, &entry.to, from, now);
+        way.remember(hop, to, from, now);
     }
     Ok(route)
 }

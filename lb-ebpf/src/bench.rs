@@ -7,8 +7,9 @@
 use core::mem::size_of;
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::xdp_action,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns},
+    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head},
     macros::{classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
@@ -31,6 +32,10 @@ pub struct Plan {
     port_at: u32,
     /// Offset of the last two bytes of the source address.
     addr_at: u32,
+    /// Bytes of the packet.
+    len: u32,
+    /// Zero.
+    _pad: u32,
     /// The packet's head, and room for the last word of it.
     packet: [u64; 10],
 }
@@ -97,9 +102,21 @@ fn restore(data: usize, end: usize) -> Option<u32> {
     Some(number)
 }
 
+/// Takes away what a program put before the packet.
+#[inline(always)]
+fn shorten(context: &XdpContext) {
+    let Some(plan) = PLAN.get(0) else { return };
+    let added = (context.data_end() - context.data()) as i32 - plan.len as i32;
+    if added > 0 {
+        // SAFETY: valid context; the helper checks the length.
+        unsafe { bpf_xdp_adjust_head(context.as_ptr().cast(), added) };
+    }
+}
+
 /// Restores, then runs the XDP program under measurement.
 #[xdp(frags)]
 pub fn bench_xdp(context: XdpContext) -> u32 {
+    shorten(&context);
     if restore(context.data(), context.data_end()).is_some() {
         // SAFETY: valid context and index. Returns only if there is no program.
         unsafe { XDP_TARGET.tail_call(&context, 0) };

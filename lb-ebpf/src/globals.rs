@@ -21,6 +21,8 @@ static MASQUERADE_ALL: u32 = 0;
 #[unsafe(no_mangle)]
 static FLOOD_THRESHOLD: u32 = 0;
 #[unsafe(no_mangle)]
+static STATELESS: u32 = 0;
+#[unsafe(no_mangle)]
 static FEATURES: u32 = 0;
 
 /// Cookie of the node's own network namespace.
@@ -56,6 +58,13 @@ pub fn masquerades_all() -> bool {
 pub fn flood_threshold() -> u32 {
     // SAFETY: as in `node_netns_cookie`.
     unsafe { read_volatile(&FLOOD_THRESHOLD) }
+}
+
+/// True if some flows need no connection.
+#[inline(always)]
+pub fn has_stateless() -> bool {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { read_volatile(&STATELESS) != 0 }
 }
 
 /// True if the kernel has the feature (`lb_common::settings::FEATURE_…`).

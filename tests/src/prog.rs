@@ -228,6 +228,8 @@ pub struct LoadOptions<'a> {
     pub masquerade_all: bool,
     /// New flows a second and CPU that are a flood; 0: none are.
     pub flood_threshold: u32,
+    /// XDP asks first whether a packet needs a connection.
+    pub stateless: bool,
 }
 
 /// A node with the datapath loaded.
@@ -257,12 +259,13 @@ impl Node {
 
     /// The same with maps as large as the agent makes them, and room for so many service ports.
     pub fn start_full_size(service_ports: u32) -> Self {
-        Self::start_of(create_full_size(service_ports))
+        Self::start_of(create_full_size(service_ports, &LoadOptions::default()))
     }
 
-    /// Another datapath, of full size, for the same devices.
-    pub fn twin(&self, service_ports: u32) -> Self {
-        let mut twin = Self { ebpf: create_full_size(service_ports), devices: self.devices, xdp: self.xdp };
+    /// Another datapath, of full size, for the same devices. Of `options` only `stateless` counts.
+    pub fn twin(&self, service_ports: u32, options: &LoadOptions<'_>) -> Self {
+        let mut twin =
+            Self { ebpf: create_full_size(service_ports, options), devices: self.devices, xdp: self.xdp };
         twin.describe_node();
         twin
     }
@@ -732,15 +735,15 @@ impl Node {
         self.frontend::<F>(service, Run { base: service.base, count: service.backends.len() as u32 });
     }
 
-    /// Lets tunnels for a service port's backends end at `node`.
-    pub fn reach_at<F: Family>(&mut self, service: &Service, node: IpAddr)
+    /// Lets tunnels for a service port's backends end at these nodes, by turns.
+    pub fn reach_at<F: Family>(&mut self, service: &Service, nodes: &[IpAddr])
     where
         BackendValue<F>: Pod,
     {
-        for (id, _) in service.ids() {
+        for ((id, _), node) in service.ids().zip(nodes.iter().cycle()) {
             let mut backends = self.hash::<BackendId, BackendValue<F>>(&name::<F>("BACKENDS"));
             let value = backends.get(&id, 0).unwrap();
-            backends.insert(id, BackendValue { node: F::Addr::from_ip(node).unwrap(), ..value }, 0).unwrap();
+            backends.insert(id, BackendValue { node: F::Addr::from_ip(*node).unwrap(), ..value }, 0).unwrap();
         }
     }
 
@@ -840,6 +843,7 @@ pub fn ip(batch: &str) {
 fn create(options: &LoadOptions<'_>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     let masquerade_all = u32::from(options.masquerade_all);
+    let stateless = u32::from(options.stateless);
     for spec in MAPS {
         if let Some(dir) = options.pins {
             loader.map_pin_path(spec.name, dir.join(spec.name));
@@ -853,6 +857,7 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
     loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
     loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
     loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
+    loader.override_global(settings::STATELESS, &stateless, true);
     if let Some(count) = &options.snat_ports {
         loader.override_global(settings::SNAT_PORT_COUNT, count, true);
     }
@@ -863,8 +868,10 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
 const CONNECTIONS_FULL_SIZE: u32 = 1_048_576;
 
 /// Creates the object's maps in the sizes of `lb_common`, but for service ports, and room for the flows of a measurement.
-fn create_full_size(service_ports: u32) -> Ebpf {
+fn create_full_size(service_ports: u32, options: &LoadOptions<'_>) -> Ebpf {
     let mut loader = EbpfLoader::new();
+    let stateless = u32::from(options.stateless);
+    loader.override_global(settings::STATELESS, &stateless, true);
     for name in [maps::GENERATIONS, maps::SERVICE_COUNTERS] {
         loader.map_max_entries(name, service_ports);
     }

@@ -72,6 +72,7 @@ impl Node {
             detect_local: lb_common::settings::DetectLocal::DEVICE_ROLE,
             masquerade_all: false,
             flood_threshold: 0,
+            stateless: false,
             pin_dir: self.pin_dir(),
             max_entries: BTreeMap::from(small),
             snat_port_min: 61_000,

@@ -78,6 +78,7 @@ fn every_global_is_there() {
         (settings::DETECT_LOCAL, &word),
         (settings::MASQUERADE_ALL, &word),
         (settings::FLOOD_THRESHOLD, &word),
+        (settings::STATELESS, &word),
     ] {
         let mut globals = std::collections::HashMap::new();
         globals.insert(name, (value, true));

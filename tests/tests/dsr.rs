@@ -3,8 +3,12 @@
 //! IPv6. Needs root.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
+use lb_agent::desired::maglev::TableSize;
 use lb_common::{
     conntrack::ConnectionFlags,
     family::{Protocol, V4, V6},
@@ -13,7 +17,10 @@ use lb_common::{
 };
 use lb_tests::{
     packet::{self, ACK, Icmp, Packet, SYN, SYN_ACK, Tcp},
-    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, through_xdp},
+    prog::{
+        Hook, LoadOptions, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, XDP_PASS, XDP_TX,
+        through_xdp,
+    },
 };
 
 /// Makes one test per family of each generic function; of those before the semicolon two: they concern what XDP wraps,
@@ -114,7 +121,7 @@ macro_rules! cases {
                 let mut node = Node::start();
                 let service = service(protocol, &[Server { addr: REMOTE, local: false }]);
                 node.serve::<F>(&service);
-                node.reach_at::<F>(&service, end);
+                node.reach_at::<F>(&service, &[end]);
                 (node, service)
             }
 
@@ -126,7 +133,7 @@ macro_rules! cases {
                     service(protocol, &[elsewhere, elsewhere, elsewhere, Server { addr: POD, local: true }]);
                 change(&mut service);
                 node.serve::<F>(&service);
-                node.reach_at::<F>(&service, F::OTHER_NODE);
+                node.reach_at::<F>(&service, &[F::OTHER_NODE]);
                 (node, service)
             }
 
@@ -180,7 +187,7 @@ macro_rules! cases {
             pub(super) fn a_flow_stays_with_its_node() {
                 let (mut node, service) = dialled(Protocol::TCP, F::OTHER_NODE);
                 wrap(&mut node, &tcp(CLIENT, VIP, SYN).bytes());
-                node.reach_at::<F>(&service, F::OTHER_CLIENT);
+                node.reach_at::<F>(&service, &[F::OTHER_CLIENT]);
                 wrap(&mut node, &tcp(CLIENT, VIP, ACK).bytes());
                 let other = tcp((F::CLIENT, 40_001), VIP, SYN).bytes();
                 let ran = node.run(Hook::FromNetwork, &other);
@@ -232,6 +239,65 @@ macro_rules! cases {
                 let ran = node.run_segmented(Hook::FromNetwork, &large, largest + 1);
                 assert_eq!((ran.code, counts(&node)[&Verdict::TooBig]), (REDIRECT, 1));
                 assert_eq!(Icmp::decode(&ran.packet).rest, 1500 - F::HEADER_LEN as u32);
+            }
+
+            /// A node whose XDP program finds the node of a flow in a table.
+            fn by_table(backends: &[Server], flags: FrontendFlags) -> (Node, Service) {
+                let mut node = Node::start_loaded(&LoadOptions { stateless: true, ..LoadOptions::default() });
+                let flags = FrontendFlags::DSR.with(FrontendFlags::MAGLEV).with(flags);
+                let service = Service { flags, ..service(Protocol::TCP, backends) };
+                node.serve::<F>(&service);
+                node.reach_at::<F>(&service, &[F::OTHER_NODE, F::OTHER_CLIENT]);
+                node.serve_by_table::<F>(&service, 1000, TableSize::new(251).unwrap());
+                (node, service)
+            }
+
+            /// What XDP, and by itself tc, make of a flow's opening and of a later packet: to the same node by either, and by
+            /// both if the table is the same.
+            pub(super) fn a_table_finds_a_flows_node_without_connections() {
+                let remote = Server { addr: REMOTE, local: false };
+                let other = Server { addr: (F::REMOTE_POD, TARGET + 1), local: false };
+                let (mut node, service) = by_table(&[remote, other], FrontendFlags::STATELESS);
+                let mut ends = BTreeMap::new();
+                for port in 40_000..40_032 {
+                    for flags in [SYN, ACK] {
+                        let packet = tcp((F::CLIENT, port), VIP, flags).bytes();
+                        let ran = node.run_xdp(&packet);
+                        assert_eq!(ran.code, XDP_TX, "{:?}", node.all_verdicts());
+                        let towards =
+                            |end| packet::tunnelled(&packet, F::NODE, end)[TYPE..] == ran.packet[TYPE..];
+                        let end =
+                            [F::OTHER_NODE, F::OTHER_CLIENT].into_iter().find(|end| towards(*end)).unwrap();
+                        assert_eq!(*ends.entry(port).or_insert(end), end, "a flow has one node");
+                    }
+                }
+                let all: BTreeSet<_> = ends.values().collect();
+                assert_eq!(all.len(), 2);
+                assert_eq!(
+                    (node.connections::<F>(), node.service(service.service_port()).connections),
+                    (0, 32)
+                );
+                for (port, end) in ends {
+                    let packet = tcp((F::CLIENT, port), VIP, ACK).bytes();
+                    let ran = node.run_tc(Hook::FromNetwork, &packet);
+                    assert_eq!(ran.packet[TYPE..], packet::tunnelled(&packet, F::NODE, end)[TYPE..]);
+                }
+            }
+
+            /// A backend of this node, fragments, and what the agent did not call stateless.
+            pub(super) fn what_needs_a_connection_has_one_beside_a_table() {
+                let backends = [Server { addr: REMOTE, local: false }, Server { addr: POD, local: true }];
+                let (mut node, _) = by_table(&backends, FrontendFlags::STATELESS);
+                let mut local = 0;
+                for port in 40_000..40_032 {
+                    let ran = node.run_xdp(&tcp((F::CLIENT, port), VIP, SYN).bytes());
+                    local += usize::from(ran.code == XDP_PASS && Packet::decode(&ran.packet).dst == POD);
+                }
+                assert!((1..32).contains(&local), "{local}");
+                assert_eq!(node.connections::<F>(), 2 * local);
+                let (mut node, _) = by_table(&backends[..1], FrontendFlags::default());
+                assert_eq!(node.run_xdp(&tcp(CLIENT, VIP, SYN).bytes()).code, XDP_TX);
+                assert_eq!(node.connections::<F>(), 1);
             }
 
             /// An error on an answer's way from the backend's node to the client comes back to the VIP.
@@ -364,6 +430,8 @@ both_families! {
     ;
     a_large_packet_of_segments_that_do_not_fit_is_answered
     a_node_port_of_another_node_is_this_ones_too
+    a_table_finds_a_flows_node_without_connections
+    what_needs_a_connection_has_one_beside_a_table
     what_came_in_a_tunnel_goes_into_no_other
     congestion_in_the_tunnel_is_told_the_backend
     fragments_in_tunnels_follow_their_first

@@ -544,6 +544,7 @@ fn load_config(config: &Config) -> LoadConfig {
         detect_local: config.detect_local.code(),
         masquerade_all: config.masquerade_all,
         flood_threshold: config.flood_threshold(load::possible_cpus()),
+        stateless: config.forwarding != Forwarding::Snat,
     }
 }
 

@@ -105,6 +105,8 @@ pub struct LoadConfig {
     pub masquerade_all: bool,
     /// New flows a second and CPU that are a flood; 0: none are.
     pub flood_threshold: u32,
+    /// XDP asks first whether a packet needs a connection.
+    pub stateless: bool,
 }
 
 impl LoadConfig {
@@ -162,6 +164,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
     let features = kernel::features();
     let (port_min, port_count) = (u32::from(config.snat_port_min), u32::from(config.snat_port_count));
     let masquerade_all = u32::from(config.masquerade_all);
+    let stateless = u32::from(config.stateless);
     let mut loader = EbpfLoader::new();
     loader
         .override_global(settings::NODE_NETNS_COOKIE, &cookie, false)
@@ -170,6 +173,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
         .override_global(settings::DETECT_LOCAL, &config.detect_local.0, false)
         .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
         .override_global(settings::FLOOD_THRESHOLD, &config.flood_threshold, false)
+        .override_global(settings::STATELESS, &stateless, false)
         .override_global(settings::FEATURES, &features, false);
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));

@@ -85,6 +85,8 @@ pub fn frontends<F: Family>(
         }
     }
     bring_together(&mut found);
+    let is_own = |key: &FrontendKey<F>| node.0.contains(&key.addr.to_ip());
+    found.iter_mut().filter(|(key, _)| !is_own(key)).for_each(|(_, value)| free_of_state(value));
     found
 }
 
@@ -96,6 +98,16 @@ fn range_flags<F: Family>(service: &Service, node: &NodeAddresses) -> FrontendFl
         FrontendFlags::SOURCE_RANGES.with(FrontendFlags::NODE_ALLOWED)
     } else {
         FrontendFlags::SOURCE_RANGES
+    }
+}
+
+/// Lets XDP do without connections where the table, and nothing else, says where a flow goes
+/// ([`FrontendFlags::STATELESS`]).
+fn free_of_state(value: &mut FrontendValue) {
+    let needed = FrontendFlags::DSR.with(FrontendFlags::MAGLEV);
+    let is_free = !value.flags.has(FrontendFlags::AFFINITY) && !value.flags.has(FrontendFlags::SOURCE_RANGES);
+    if value.flags.has(needed) && is_free {
+        value.flags = value.flags.with(FrontendFlags::STATELESS);
     }
 }
 

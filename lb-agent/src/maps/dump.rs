@@ -33,7 +33,7 @@ use lb_common::{
 use crate::maps::{FamilyWrite, MapFamily, MapState, Write};
 
 /// Flags with their names; affinity has a field of its own.
-const FLAGS: [(FrontendFlags, &str); 10] = [
+const FLAGS: [(FrontendFlags, &str); 11] = [
     (FrontendFlags::SOURCE_RANGES, "source-ranges"),
     (FrontendFlags::INTERNAL_LOCAL, "internal-local"),
     (FrontendFlags::EXTERNAL_LOCAL, "external-local"),
@@ -44,6 +44,7 @@ const FLAGS: [(FrontendFlags, &str); 10] = [
     (FrontendFlags::NODE_ALLOWED, "node-allowed"),
     (FrontendFlags::BY_PACKET, "by-packet"),
     (FrontendFlags::DSR, "dsr"),
+    (FrontendFlags::STATELESS, "stateless"),
 ];
 
 const KINDS: [FrontendKind; 4] = [

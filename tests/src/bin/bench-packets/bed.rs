@@ -29,6 +29,8 @@ struct Plan {
     counter: u32,
     port_at: u32,
     addr_at: u32,
+    len: u32,
+    _pad: u32,
     packet: [u8; 80],
 }
 
@@ -129,7 +131,8 @@ impl Bench {
         let len = packet.len().min(head.len());
         head[..len].copy_from_slice(&packet[..len]);
         let mut plans: Array<&mut MapData, Plan> = self.ebpf.map_mut("PLAN").context("PLAN")?.try_into()?;
-        plans.set(0, Plan { vary: vary as u32, counter: self.flows, port_at, addr_at, packet: head }, 0)?;
+        let (vary, len) = (vary as u32, packet.len() as u32);
+        plans.set(0, Plan { vary, counter: self.flows, port_at, addr_at, len, _pad: 0, packet: head }, 0)?;
         Ok(())
     }
 

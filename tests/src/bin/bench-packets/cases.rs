@@ -3,12 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
-use lb_common::family::{Family, Protocol, V4, V6};
+use lb_agent::desired::maglev::TableSize;
+use lb_common::{
+    family::{Family, Protocol, V4, V6},
+    frontend::FrontendFlags,
+};
 use lb_tests::{
     bench::row::{Row, Target},
     packet::{ACK, Packet, SYN, SYN_ACK},
     prog::{
-        Hook, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX,
+        Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, XDP_DROP, XDP_PASS,
+        XDP_REDIRECT, XDP_TX,
     },
 };
 
@@ -20,6 +25,11 @@ const SERVICES: [u32; 4] = [1, 1_000, 10_000, 100_000];
 const SERVICE_PORTS: u32 = 131_072;
 /// Backends of a service under measurement: each has SNAT ports of its own, so that new flows find a free one.
 const BACKENDS: u16 = 64;
+/// Room for the services of [`serve_directly`], and their node's index among [`Nodes`].
+const STATELESS_PORTS: u32 = 16;
+const STATELESS: usize = SERVICES.len();
+/// Nodes that the backends of such a service are on.
+const NODES: u8 = 8;
 /// First id of what is there only to fill the maps.
 const FILLER: u32 = 1_000;
 /// Random flows of [`Vary::Random`]: every source port once.
@@ -52,7 +62,7 @@ impl Program {
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) program: Program,
-    /// Index into [`SERVICES`].
+    /// Index into [`SERVICES`], or [`STATELESS`].
     pub(crate) services: usize,
     pub(crate) packet: Vec<u8>,
     pub(crate) vary: Vary,
@@ -75,7 +85,7 @@ impl Nodes {
     pub(crate) fn start() -> Self {
         let mut nodes = vec![Node::start_full_size(SERVICE_PORTS)];
         for _ in &SERVICES[1..] {
-            let twin = nodes[0].twin(SERVICE_PORTS);
+            let twin = nodes[0].twin(SERVICE_PORTS, &LoadOptions::default());
             nodes.push(twin);
         }
         for (node, services) in nodes.iter_mut().zip(SERVICES) {
@@ -83,6 +93,11 @@ impl Nodes {
             serve::<V6>(node, 256);
             (1..services).for_each(|index| fill(node, index));
         }
+        let mut stateless =
+            nodes[0].twin(STATELESS_PORTS, &LoadOptions { stateless: true, ..LoadOptions::default() });
+        serve_directly::<V4>(&mut stateless, 1);
+        serve_directly::<V6>(&mut stateless, 2);
+        nodes.push(stateless);
         Self(nodes)
     }
 
@@ -136,6 +151,31 @@ where
     for (index, (port, protocol, backends)) in (1u32..).zip(rows) {
         let service = Service::new((F::VIP, port), protocol, backends);
         node.serve::<F>(&Service { id: base + index, base: (base + index) * u32::from(BACKENDS), ..service });
+    }
+}
+
+/// A service whose backends are on [`NODES`] other nodes, which answer its clients themselves, with a Maglev table.
+fn serve_directly<F: Places>(node: &mut Node, id: u32)
+where
+    lb_common::frontend::FrontendKey<F>: aya::Pod,
+    lb_common::backend::BackendValue<F>: aya::Pod,
+{
+    let backends: Vec<Server> =
+        (0..BACKENDS).map(|port| Server { addr: (F::REMOTE_POD, 8080 + port), local: false }).collect();
+    let flags = FrontendFlags::DSR.with(FrontendFlags::MAGLEV).with(FrontendFlags::STATELESS);
+    let base = id * u32::from(BACKENDS);
+    let service = Service { id, base, flags, ..Service::new((F::VIP, 80), Protocol::TCP, &backends) };
+    let ends: Vec<IpAddr> = (0..NODES).map(|index| nth(F::OTHER_NODE, index)).collect();
+    node.serve::<F>(&service);
+    node.reach_at::<F>(&service, &ends);
+    node.serve_by_table::<F>(&service, id * 100_000, TableSize::default());
+}
+
+/// The address `index` further.
+fn nth(ip: IpAddr, index: u8) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) => IpAddr::V4(Ipv4Addr::from(u32::from(ip) + u32::from(index))),
+        IpAddr::V6(ip) => IpAddr::V6(Ipv6Addr::from(u128::from(ip) + u128::from(index))),
     }
 }
 
@@ -245,6 +285,16 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
         bench.open_flows(&case("open flows", opening, Vary::Each, SENT_ON, Target::NotSet), nodes, FLOWS)?;
     }
     let (one, many) = (target::<F>(xdp, 80.0), target::<F>(xdp, 350.0));
+    let direct = |name: &str, vary, codes, target| Case {
+        services: STATELESS,
+        ..case(&format!("TCP, DSR, stateless Maglev, {name}"), &data, vary, codes, target)
+    };
+    if xdp {
+        cases.extend([
+            direct("one flow", Vary::One, SENT_ON_OR_PROBED, Target::NotSet),
+            direct("64k random flows", Vary::Random, SENT_ON_OR_PROBED, target::<F>(xdp, 120.0)),
+        ]);
+    }
     cases.extend([
         case("TCP established, DNAT + SNAT, one flow", &data, Vary::One, SENT_ON, one),
         case("TCP established, DNAT + SNAT, 64k random flows", &data, Vary::Random, SENT_ON_OR_PROBED, many),
