@@ -409,7 +409,7 @@ fn remember_fragment<F: Balanced>(headers: &Headers<F>) {
 /// Runs as a global BPF function: the verifier checks it once by itself and not once more for every way of parsing
 /// that leads here, and the rare way gets a stack frame of its own.
 #[inline(always)]
-pub fn open<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
+pub fn open<F: Balanced, P: Opens<F>>(packet: &mut P, hook: u32) -> u32 {
     let (Some(work), Some(hook)) = (Work::<F>::new(), Hook::from_code(hook)) else {
         return Verdict::NotOurs as u32;
     };
@@ -442,7 +442,7 @@ pub fn complain<F: Balanced, P: Packet>(packet: &mut P, hook: u32, code: u32) ->
 
 /// Opens a connection if there is a frontend to it.
 #[inline(always)]
-fn opened<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+fn opened<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let headers = &work.headers;
     if work.is_tunnelled == 0 {
         dial(headers, &mut work.dialled);
@@ -511,7 +511,7 @@ fn ask<F: Balanced>(headers: &Headers<F>, run: Run, set: MemberSets, choice: &mu
 /// What becomes of a packet that no connection and no frontend knows: to a VIP, or in a service CIDR, it is refused. Of
 /// what leaves by an uplink that concerns the node's own packets only.
 #[inline(always)]
-fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
+fn unknown<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     if hook.is_ingress() && conntrack::is_taken(&mut work.opening, &work.headers) {
         return beside(packet, work);
     }
@@ -527,13 +527,52 @@ fn unknown<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hoo
 /// Lets a client talk to a backend directly from a port from which it talks to it through a frontend: the answers of the
 /// two could not be told apart, so this flow takes another source port, as netfilter has it do.
 #[inline(always)]
-fn beside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Verdict {
-    let Work { headers, opening, .. } = work;
-    opening.to = headers.flow.tuple;
-    opening.flags = ConnectionFlags(0);
-    match conntrack::record(packet.context(), opening, headers) {
-        Ok(()) => translated(packet, headers, &opening.to),
+fn beside<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>) -> Verdict {
+    work.opening.to = work.headers.flow.tuple;
+    work.opening.flags = ConnectionFlags(0);
+    match recorded(packet, work) {
+        Ok(()) => translated(packet, &work.headers, &work.opening.to),
         Err(reason) => reason,
+    }
+}
+
+/// What [`record`] says when it has: no verdict's code.
+const RECORDED: u32 = u32::MAX;
+
+/// Records the connection being opened in the scratch memory; [`RECORDED`], or the code of the reason why not.
+///
+/// Runs as a global BPF function: the verifier walks the search for a port once, and not once for every way of opening.
+#[inline(always)]
+pub fn record<F: Balanced, P: Opens<F>>(packet: &mut P) -> u32 {
+    let Some(work) = Work::<F>::new() else { return Verdict::SnatPorts as u32 };
+    let claims = |opening: &mut Opening<F>, how| {
+        // As in `recorded`.
+        core::hint::black_box(opening);
+        packet.claim(how as u32) != 0
+    };
+    match conntrack::record(&mut work.opening, &work.headers, claims) {
+        Ok(()) => RECORDED,
+        Err(reason) => reason as u32,
+    }
+}
+
+/// Takes the reply 5-tuple of the connection being opened in the scratch memory, as [`Claim`]'s code says; 1 if it could.
+///
+/// Runs as a global BPF function, or the verifier would walk it anew for every port that is tried.
+#[inline(always)]
+pub fn claim<F: Balanced, P: Packet>(packet: &mut P, how: u32) -> u32 {
+    let Some(work) = Work::<F>::new() else { return 0 };
+    conntrack::claim(packet.context(), &mut work.opening, how) as u32
+}
+
+/// Has [`record`] record it.
+#[inline(always)]
+fn recorded<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>) -> Result<(), DropReason> {
+    // The function finds the same memory by itself: the compiler must not think that `work` alone leads there.
+    core::hint::black_box(&mut *work);
+    match packet.record() {
+        RECORDED => Ok(()),
+        code => Err(Verdict::from_code(code).unwrap_or(Verdict::SnatPorts)),
     }
 }
 
@@ -568,13 +607,13 @@ fn unserved<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, empty: E
 
 /// Records a connection to the chosen backend and translates, or wraps, its first packet.
 #[inline(always)]
-fn connected<F: Balanced, P: Packet>(
+fn connected<F: Balanced, P: Opens<F>>(
     packet: &mut P,
     work: &mut Work<F>,
     source: Source,
     hook: Hook,
 ) -> Result<Verdict, DropReason> {
-    let Work { headers, way, chosen, opening, answer, .. } = work;
+    let Work { headers, way, chosen, opening, .. } = &mut *work;
     let source = match source {
         Source::KeptThere if !has_tunnel(chosen) => Source::KeptHere,
         // XDP sees a VLAN tag that the device takes off before tc; one that stays keeps the packet out of tunnels.
@@ -588,7 +627,8 @@ fn connected<F: Balanced, P: Packet>(
     if opening.flags.has(ConnectionFlags::SNAT) || opening.flags.has(ConnectionFlags::TUNNEL) {
         send_from_node(way, &mut opening.to)?;
     }
-    conntrack::record(packet.context(), opening, headers)?;
+    recorded(packet, work)?;
+    let Work { headers, way, chosen, opening, answer, .. } = work;
     count_connection(opening.service_port, chosen.id);
     Ok(if opening.flags.has(ConnectionFlags::TUNNEL) {
         tunnel::send(packet, headers, &opening.to, way, answer)

@@ -96,8 +96,8 @@ impl<F: FamilyMaps> Opening<F> {
     }
 }
 
-/// Records both directions of the flow that the packet of `context` with `headers` opens; `opening.to` then is what the
-/// packet becomes. Of a flow that goes on in a tunnel only the one direction passes here.
+/// Records both directions of the flow that a packet with `headers` opens; `opening.to` then is what the packet becomes.
+/// `claims` is [`claim`]. Of a flow that goes on in a tunnel only the one direction passes here.
 ///
 /// The reply entry decides who owns a backend-side 5-tuple: it is inserted only where nothing is. Two VIPs with one
 /// backend dialled from one client port, or two clients translated to one node address, would share it; the later
@@ -106,11 +106,11 @@ impl<F: FamilyMaps> Opening<F> {
     clippy::needless_borrows_for_generic_args,
     reason = "by value, key and value would be copied to the stack first"
 )]
-#[inline(never)]
+#[inline(always)]
 pub fn record<F: FamilyMaps>(
-    context: *mut c_void,
     opening: &mut Opening<F>,
     headers: &Headers<F>,
+    mut claims: impl FnMut(&mut Opening<F>, Claim) -> bool,
 ) -> Result<(), DropReason> {
     let entry = &mut opening.entry;
     entry.to.reverse_of(&headers.flow.tuple);
@@ -125,8 +125,8 @@ pub fn record<F: FamilyMaps>(
     opening.key.protocol = headers.flow.protocol;
     opening.key._pad = [0; 3];
     if !opening.flags.has(ConnectionFlags::TUNNEL) {
-        let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claim(opening, Claim::Free);
-        if !keeps_port && !find_port(context, opening) {
+        let keeps_port = !opening.flags.has(ConnectionFlags::SNAT) && claims(opening, Claim::Kept);
+        if !keeps_port && !find_port(opening, claims) {
             return Err(Verdict::SnatPorts);
         }
         opening.to.src_port = opening.key.tuple.dst_port;
@@ -172,20 +172,19 @@ pub fn is_taken<F: FamilyMaps>(opening: &mut Opening<F>, headers: &Headers<F>) -
 const GOLDEN_RATIO: u32 = 0x9e37_79b9;
 
 /// Finds a source port whose reply 5-tuple is free and takes it: a random one, else some far from it. No port follows
-/// from another by a branch, or the verifier would walk every sequence of them. Where the source is an address of the
-/// node, no socket of the node may wait for the answers: it would lose its own.
-///
-/// A BPF function of its own, so that the verifier leaves all turns of the loop by one exit.
-#[inline(never)]
-fn find_port<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>) -> bool {
-    let from_node = opening.flags != ConnectionFlags(0);
+/// from another by a branch, or the verifier would walk every sequence of them.
+#[inline(always)]
+fn find_port<F: FamilyMaps>(
+    opening: &mut Opening<F>,
+    mut claims: impl FnMut(&mut Opening<F>, Claim) -> bool,
+) -> bool {
     let (min, count) = snat_ports();
     let mut luck = random();
     let mut attempt = 0;
     while attempt < limits::SNAT_TRIES {
         opening.key.tuple.dst_port = Be16::new((min + slot_index(luck, count)) as u16);
         let how = if attempt < limits::FLOOD_TRIES { Claim::Free } else { Claim::Unproved };
-        if !(from_node && host_socket::waits_for(context, &opening.key)) && claim(opening, how) {
+        if claims(opening, how) {
             return true;
         }
         luck = luck.wrapping_add(GOLDEN_RATIO);
@@ -197,20 +196,28 @@ fn find_port<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>) -> b
 /// Which reply 5-tuples a connection may take.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u32)]
-enum Claim {
+pub enum Claim {
     /// Those that are free, its own, or a dead connection's.
-    Free,
+    Kept = 0,
+    /// The same with a port that was chosen for it: where the source is an address of the node, no socket of the node may
+    /// wait for the answers, or it would lose its own.
+    Free = 1,
     /// One flow of a flood also those of others that have proved nothing.
-    Unproved,
+    Unproved = 2,
 }
 
-/// Takes the reply 5-tuple of `opening`. A flow of a flood whose 5-tuple is in `CONNECTIONS` already is recorded there.
+/// Takes the reply 5-tuple of `opening` as `how`, a [`Claim`]'s code, allows, at the hook of `context`. A flow of a flood whose 5-tuple is in `CONNECTIONS` already is recorded there.
 #[expect(
     clippy::needless_borrows_for_generic_args,
     reason = "by value, key and value would be copied to the stack first"
 )]
-#[inline(never)]
-fn claim<F: FamilyMaps>(opening: &mut Opening<F>, how: Claim) -> bool {
+#[inline(always)]
+pub fn claim<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>, how: u32) -> bool {
+    let from_node = opening.flags != ConnectionFlags(0);
+    if how != Claim::Kept as u32 && from_node && host_socket::waits_for(context, &opening.key) {
+        return false;
+    }
+    let how = if how == Claim::Unproved as u32 { Claim::Unproved } else { Claim::Free };
     if !opening.in_flood {
         if flood::is_recent()
             && let Some(owner) = flood::lookup(&opening.key)

@@ -43,7 +43,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, balance, complain, open},
+    balance::{Balanced, Hook, Work, balance, claim, complain, open, record},
     icmp::icmp,
     packet::{Opens, Packet as _, TcPacket, XdpPacket},
     parse::{Carries, ETHERNET_LEN, parse, parse_link},
@@ -166,12 +166,26 @@ fn divert(context: XdpContext) -> u32 {
 
 /// The stages that are BPF functions of their own at tc hooks, for one family.
 macro_rules! tc_stages {
-    ($family:ident, $open:ident, $icmp:ident, $unwrap:ident, $complain:ident) => {
+    ($family:ident, $open:ident, $record:ident, $claim:ident, $icmp:ident, $unwrap:ident, $complain:ident) => {
         /// [`open`] at tc hooks.
         #[unsafe(no_mangle)]
         #[inline(never)]
         pub extern "C" fn $open(skb: *mut __sk_buff, hook: u32) -> u32 {
             open::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), hook)
+        }
+
+        /// [`record`] at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $record(skb: *mut __sk_buff) -> u32 {
+            record::<$family, _>(&mut TcPacket::new(TcContext::new(skb)))
+        }
+
+        /// [`claim`] at tc hooks.
+        #[unsafe(no_mangle)]
+        #[inline(never)]
+        pub extern "C" fn $claim(skb: *mut __sk_buff, how: u32) -> u32 {
+            claim::<$family, _>(&mut TcPacket::new(TcContext::new(skb)), how)
         }
 
         /// [`icmp`] at tc hooks.
@@ -202,6 +216,16 @@ macro_rules! tc_stages {
             }
 
             #[inline(always)]
+            fn record(&mut self) -> u32 {
+                $record(self.skb())
+            }
+
+            #[inline(always)]
+            fn claim(&mut self, how: u32) -> u32 {
+                $claim(self.skb(), how)
+            }
+
+            #[inline(always)]
             fn icmp(&mut self, hook: u32) -> u32 {
                 $icmp(self.skb(), hook)
             }
@@ -219,8 +243,8 @@ macro_rules! tc_stages {
     };
 }
 
-tc_stages!(V4, tc_open4, tc_icmp4, tc_unwrap4, tc_complain4);
-tc_stages!(V6, tc_open6, tc_icmp6, tc_unwrap6, tc_complain6);
+tc_stages!(V4, tc_open4, tc_record4, tc_claim4, tc_icmp4, tc_unwrap4, tc_complain4);
+tc_stages!(V6, tc_open6, tc_record6, tc_claim6, tc_icmp6, tc_unwrap6, tc_complain6);
 
 /// [`open`] for IPv4 packets at XDP hooks.
 #[unsafe(no_mangle)]
@@ -236,10 +260,48 @@ pub extern "C" fn xdp_open6(context: *mut xdp_md, hook: u32) -> u32 {
     open::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)), hook)
 }
 
+/// [`record`] for IPv4 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_record4(context: *mut xdp_md) -> u32 {
+    record::<V4, _>(&mut XdpPacket::new(XdpContext::new(context)))
+}
+
+/// [`record`] for IPv6 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_record6(context: *mut xdp_md) -> u32 {
+    record::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)))
+}
+
+/// [`claim`] for IPv4 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_claim4(context: *mut xdp_md, how: u32) -> u32 {
+    claim::<V4, _>(&mut XdpPacket::new(XdpContext::new(context)), how)
+}
+
+/// [`claim`] for IPv6 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_claim6(context: *mut xdp_md, how: u32) -> u32 {
+    claim::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)), how)
+}
+
 impl Opens<V4> for XdpPacket {
     #[inline(always)]
     fn open(&mut self, hook: u32) -> u32 {
         xdp_open4(self.md(), hook)
+    }
+
+    #[inline(always)]
+    fn record(&mut self) -> u32 {
+        xdp_record4(self.md())
+    }
+
+    #[inline(always)]
+    fn claim(&mut self, how: u32) -> u32 {
+        xdp_claim4(self.md(), how)
     }
 }
 
@@ -247,6 +309,16 @@ impl Opens<V6> for XdpPacket {
     #[inline(always)]
     fn open(&mut self, hook: u32) -> u32 {
         xdp_open6(self.md(), hook)
+    }
+
+    #[inline(always)]
+    fn record(&mut self) -> u32 {
+        xdp_record6(self.md())
+    }
+
+    #[inline(always)]
+    fn claim(&mut self, how: u32) -> u32 {
+        xdp_claim6(self.md(), how)
     }
 }
 

@@ -98,10 +98,16 @@ pub trait Packet {
 }
 
 /// A packet whose rarer stages are BPF functions of their own, one per family and hook type. A hook that hands on has
-/// the first only.
+/// the first three only.
 pub trait Opens<F>: Packet {
     /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
     fn open(&mut self, hook: u32) -> u32;
+
+    /// Runs [`crate::balance::record`] on the connection being opened there; its code.
+    fn record(&mut self) -> u32;
+
+    /// Runs [`crate::balance::claim`] on its reply 5-tuple; 1 if that is taken.
+    fn claim(&mut self, how: u32) -> u32;
 
     /// Runs [`crate::icmp::icmp`] on the ICMP packet whose IP header stands there; the verdict's code.
     #[inline(always)]
