@@ -6,7 +6,10 @@
 //! keeps them apart where the older RFC 1141 does not. UDP sends 0 to say "no checksum" (IPv4 only) and therefore
 //! writes a computed 0 as 0xffff (RFC 768).
 
-use crate::{family::Address, flow::Tuple};
+use crate::{
+    family::{Address, Be16},
+    flow::Tuple,
+};
 
 /// Sum of words not yet folded to 16 bits. Holds up to 2^48 words without loss.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,19 +64,14 @@ impl Sum {
     /// The sum folded to 16 bits, not complemented.
     #[inline(always)]
     pub const fn fold(self) -> u16 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16 & 0xffff) + (sum >> 32);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        let sum = (sum & 0xffff) + (sum >> 16);
-        sum as u16
+        let sum = self.fold32();
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 
-    /// The sum folded to 32 bits: a difference as `bpf_l3_csum_replace` and `bpf_l4_csum_replace` take it.
+    /// The sum folded to 32 bits. Both halves are added to each other in the upper one, where the lower's carry comes in.
     #[inline(always)]
     pub const fn fold32(self) -> u32 {
-        let sum = (self.0 & 0xffff_ffff) + (self.0 >> 32);
-        let sum = (sum & 0xffff_ffff) + (sum >> 32);
-        sum as u32
+        (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32
     }
 
     /// The checksum of what was added.
@@ -110,15 +108,14 @@ pub fn address_difference<F: crate::family::Family>(from: &Tuple<F>, to: &Tuple<
 /// What changes in a checksum that covers the ports when `from` becomes `to`.
 #[inline(always)]
 pub const fn port_difference<F: crate::family::Family>(from: &Tuple<F>, to: &Tuple<F>) -> Sum {
-    Sum(0).add(ports(to)).sub(ports(from))
+    let added = Sum(0).add16(word(to.src_port)).add16(word(to.dst_port));
+    added.add16(!word(from.src_port)).add16(!word(from.dst_port))
 }
 
-/// Both ports of a tuple as the 32-bit word they are on the wire.
+/// A port as it lies in memory.
 #[inline(always)]
-const fn ports<F: crate::family::Family>(tuple: &Tuple<F>) -> u32 {
-    let [a, b] = tuple.src_port.0;
-    let [c, d] = tuple.dst_port.0;
-    u32::from_ne_bytes([a, b, c, d])
+const fn word(port: Be16) -> u16 {
+    u16::from_ne_bytes(port.0)
 }
 
 #[cfg(test)]

@@ -53,6 +53,15 @@ impl<F: Family> FlowKey<F> {
         Self { tuple, protocol, _pad: [0; 3] }
     }
 
+    /// Sets the protocol and zeroes what pads it, in one store: a key that was written in smaller pieces than it is read
+    /// makes the processor wait (store forwarding).
+    #[inline(always)]
+    pub const fn set_protocol(&mut self, protocol: Protocol) {
+        let word = u32::from_ne_bytes([protocol.0, 0, 0, 0]);
+        // SAFETY: protocol and padding are the last word of the key, which is aligned to words; any bytes are valid.
+        unsafe { (&raw mut *self).byte_add(size_of::<Self>() - size_of::<u32>()).cast::<u32>().write(word) };
+    }
+
     /// Hash of the flow, 32 well-mixed bits.
     #[inline(always)]
     pub fn hash(&self, seed: u32) -> u32 {
@@ -110,8 +119,8 @@ impl Mix {
     }
 }
 
-const _: () = assert!(size_of::<FlowKey<V4>>() == 16);
-const _: () = assert!(size_of::<FlowKey<V6>>() == 40);
+const _: () = assert!(size_of::<FlowKey<V4>>() == 16 && align_of::<FlowKey<V4>>() == 4);
+const _: () = assert!(size_of::<FlowKey<V6>>() == 40 && align_of::<FlowKey<V6>>() == 4);
 const _: () = assert!(size_of::<Tuple<V4>>() == 12);
 const _: () = assert!(size_of::<Tuple<V6>>() == 36);
 
@@ -147,6 +156,13 @@ mod tests {
             assert!(slot_index(u32::MAX, count) < count);
             assert_eq!(slot_index(0, count), 0);
         }
+    }
+
+    #[test]
+    fn a_protocol_is_set_with_its_padding() {
+        let mut key = FlowKey { _pad: [1, 2, 3], ..flow(1) };
+        key.set_protocol(Protocol::UDP);
+        assert_eq!(key, FlowKey::new(flow(1).tuple, Protocol::UDP));
     }
 
     #[test]

@@ -10,6 +10,11 @@ use crate::{
     limits,
 };
 
+/// Link-layer addresses as a frame begins with them: the neighbour's, the device's. Aligned, to be copied by words.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(C, align(4))]
+pub struct Macs(pub [[u8; 6]; 2]);
+
 /// Value of `NEXT_HOPS` under [`slot`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C)]
@@ -18,14 +23,16 @@ pub struct NextHopValue<F: Family> {
     pub src: F::Addr,
     /// Their destination.
     pub dst: F::Addr,
+    /// Source of this node's own packets on the device they leave by; zero: none is known.
+    pub node: F::Addr,
     /// The device they come in by.
     pub from: u32,
     /// The device they leave by; 0: none is known.
     pub ifindex: u32,
     /// When the routing table was asked.
     pub asked: Coarse,
-    /// Link-layer addresses as a frame begins with them: the neighbour's, the device's.
-    pub macs: [[u8; 6]; 2],
+    /// To whom on the link, and from whom.
+    pub macs: Macs,
     /// MTU of the way in bytes.
     pub mtu: u16,
     /// Zero.
@@ -68,8 +75,8 @@ impl<F: Family> NextHopValue<F> {
 }
 
 const _: () = assert!(limits::NEXT_HOPS.is_power_of_two());
-const _: () = assert!(size_of::<NextHopValue<V4>>() == 36);
-const _: () = assert!(size_of::<NextHopValue<V6>>() == 60);
+const _: () = assert!(size_of::<NextHopValue<V4>>() == 40);
+const _: () = assert!(size_of::<NextHopValue<V6>>() == 76);
 
 #[cfg(test)]
 mod tests {

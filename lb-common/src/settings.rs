@@ -31,6 +31,10 @@ pub const FLOOD_THRESHOLD: &str = "FLOOD_THRESHOLD";
 /// Read-only global (u32): 1 if XDP asks first whether a packet is for a stateless frontend
 /// ([`crate::frontend::FrontendFlags::STATELESS`]), so that no other packets pay for the question.
 pub const STATELESS: &str = "STATELESS";
+/// Read-only global (u32): nanoseconds of a jiffy, or 0: the programs read `bpf_ktime_get_coarse_ns` instead.
+pub const JIFFY_NS: &str = "JIFFY_NS";
+/// Read-only global (u32): jiffies when CLOCK_MONOTONIC was 0.
+pub const JIFFIES_AT_0: &str = "JIFFIES_AT_0";
 /// Read-only global (u32): bit set of `FEATURE_…`.
 pub const FEATURES: &str = "FEATURES";
 

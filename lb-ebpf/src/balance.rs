@@ -23,7 +23,7 @@ use crate::{
     backend::{self, Choice, Chosen},
     client::{self, Source},
     conntrack::{self, Opening},
-    counters::{Seen, count, count_connection, count_verdict},
+    counters::{Seen, count, count_apart, count_connection, count_verdict},
     flood,
     forward::{self, FamilyRoute, Route, Way},
     frontend,
@@ -89,7 +89,7 @@ pub struct Work<F: Balanced> {
     /// The packet's headers.
     pub headers: Headers<F>,
     /// Where it was sent, if it was.
-    pub way: Way,
+    pub way: Way<F>,
     choice: Choice<F>,
     chosen: Chosen<F>,
     /// Its connection, as far as it is known.
@@ -157,7 +157,9 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
             count_verdict(verdict, bytes);
         }
     } else {
-        count(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
+        let (outcome, seen) =
+            (work.opening.outcome(verdict), Seen { flow: &work.headers.flow, bytes, ifindex });
+        if P::HANDS_ON { count(outcome, &seen) } else { count_apart(outcome, &seen) }
     }
     verdict
 }
@@ -192,10 +194,11 @@ fn stateless<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> u32 
     opening.to = Tuple { dst: backend.node, ..Tuple::default() };
     let verdict =
         match routed(packet, headers, (&opening.to, Coarse::from_ns(now_ns())), F::HEADER_LEN as u16, way) {
-            Ok(Route::Via) => match send_from_node(way, &mut opening.to) {
-                Ok(()) => tunnel::send(packet, headers, &opening.to, way, answer),
-                Err(reason) => reason,
-            },
+            Ok(Route::Via) if way.node.is_unspecified() => Verdict::SnatAddress,
+            Ok(Route::Via) => {
+                opening.to.src = way.node;
+                tunnel::send(packet, headers, &opening.to, way, answer)
+            }
             Ok(Route::Local) => return UNKNOWN,
             Err(reason) => reason,
         };
@@ -213,7 +216,7 @@ fn stateless<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> u32 
 fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
     work.opening.reset();
     if let Some(entry) = conntrack::lookup(&work.headers.flow) {
-        let code = applied(packet, work, entry, hook);
+        let code = applied::<F, P, true>(packet, work, entry, hook);
         if code != UNKNOWN {
             return code;
         }
@@ -221,9 +224,10 @@ fn known<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     if hook == Hook::WorkloadEgress && !flood::is_recent() { Verdict::NotOurs as u32 } else { UNKNOWN }
 }
 
-/// Does what the entry of a packet's flow says; the verdict's code, or [`UNKNOWN`] if it says nothing any more.
+/// Does what the entry of a packet's flow says; the verdict's code, or [`UNKNOWN`] if it says nothing any more. `HERE`: the way
+/// that most packets take, where a hook that is to be fast rewrites in line.
 #[inline(always)]
-fn applied<F: Balanced, P: Packet>(
+fn applied<F: Balanced, P: Packet, const HERE: bool>(
     packet: &mut P,
     work: &mut Work<F>,
     entry: &mut ConnectionValue<F>,
@@ -248,7 +252,7 @@ fn applied<F: Balanced, P: Packet>(
     }
     work.opening.service_port = entry.service_port;
     work.opening.backend = entry.backend;
-    continued(packet, work, entry, hook) as u32
+    continued::<F, P, HERE>(packet, work, entry, hook) as u32
 }
 
 /// True if an entry is applied at `hook`.
@@ -267,25 +271,55 @@ pub fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
 
 /// Translates a packet of a known connection.
 #[inline(always)]
-fn continued<F: Balanced, P: Packet>(
+fn continued<F: Balanced, P: Packet, const HERE: bool>(
     packet: &mut P,
     work: &mut Work<F>,
     entry: &mut ConnectionValue<F>,
     hook: Hook,
 ) -> Verdict {
-    let sends_on = entry.flags.has(ConnectionFlags::SNAT) || entry.flags.has(ConnectionFlags::TUNNEL);
-    let verdict = if sends_on || is_host_forward(entry.flags) {
-        forwarded(packet, work, entry)
+    let verdict = if entry.flags.has(ConnectionFlags::TUNNEL) {
+        tunnelled(packet, work, entry)
     } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
         received(packet, &work.headers, &entry.to, &mut work.way)
     } else {
-        translated(packet, &work.headers, &entry.to)
+        rewritten::<F, P, HERE>(packet, work, entry)
     };
     let headers = &work.headers;
     if headers.fragment == Fragment::First {
         remember_fragment(headers);
     }
     verdict
+}
+
+/// Rewrites, and sends on or leaves the rest to the stack.
+#[inline(always)]
+fn rewritten<F: Balanced, P: Packet, const HERE: bool>(
+    packet: &mut P,
+    work: &mut Work<F>,
+    entry: &ConnectionValue<F>,
+) -> Verdict {
+    let Work { headers, way, .. } = work;
+    let mut route = Route::Local;
+    if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
+        route = match routed(packet, headers, (&entry.to, entry.last_seen), 0, way) {
+            Ok(route) => route,
+            Err(reason) => return reason,
+        };
+    }
+    let hop = if route == Route::Via { Hop::Yes } else { Hop::No };
+    if hop == Hop::Yes && headers.ttl <= 1 {
+        return ttl_exceeded::<P>();
+    }
+    let rewritten = if P::HANDS_ON && HERE {
+        nat::rewrite_here(packet, headers, &entry.to, hop)
+    } else {
+        nat::rewrite(packet, headers, &entry.to, hop)
+    };
+    match rewritten {
+        Ok(()) if hop == Hop::Yes => forward::send(packet, way),
+        Ok(()) => Verdict::Translated,
+        Err(_) => Verdict::RewriteFailed,
+    }
 }
 
 /// True for packets of the node's own processes on their way out.
@@ -303,26 +337,28 @@ fn translated<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, to: 
     }
 }
 
-/// Rewrites, or wraps, and sends on.
+/// Wraps and sends on.
 #[inline(always)]
-fn forwarded<F: Balanced, P: Packet>(
+fn tunnelled<F: Balanced, P: Packet>(
     packet: &mut P,
     work: &mut Work<F>,
-    entry: &mut ConnectionValue<F>,
+    entry: &ConnectionValue<F>,
 ) -> Verdict {
     let Work { headers, way, answer, .. } = work;
-    let in_tunnel = entry.flags.has(ConnectionFlags::TUNNEL);
-    if P::HANDS_ON && in_tunnel && headers.l3 != ETHERNET_LEN {
+    if P::HANDS_ON && headers.l3 != ETHERNET_LEN {
         return Verdict::HandedOn;
     }
-    let added = if in_tunnel { F::HEADER_LEN as u16 } else { 0 };
-    match routed(packet, headers, (&entry.to, entry.last_seen), added, way) {
-        Ok(Route::Via) if in_tunnel => tunnel::send(packet, headers, &entry.to, way, answer),
-        Ok(Route::Via) => sent(packet, headers, &entry.to, way),
-        Ok(Route::Local) if in_tunnel => Verdict::NoRoute,
-        Ok(Route::Local) => translated(packet, headers, &entry.to),
+    match routed(packet, headers, (&entry.to, entry.last_seen), F::HEADER_LEN as u16, way) {
+        Ok(Route::Via) => tunnel::send(packet, headers, &entry.to, way, answer),
+        Ok(Route::Local) => Verdict::NoRoute,
         Err(reason) => reason,
     }
+}
+
+/// The verdict about a packet that may take no further hop.
+#[inline(always)]
+const fn ttl_exceeded<P: Packet>() -> Verdict {
+    if P::HANDS_ON { Verdict::HandedOn } else { Verdict::TtlExceeded }
 }
 
 /// The way, at `now`, of a packet that becomes `to`, with `added` bytes. XDP asks the routing table once a second and not for each packet.
@@ -332,7 +368,7 @@ fn routed<F: Balanced, P: Packet>(
     headers: &Headers<F>,
     (to, now): (&Tuple<F>, Coarse),
     added: u16,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Result<Route, DropReason> {
     let from = packet.ifindex();
     let mut hop = if P::HANDS_ON { forward::remembered(to) } else { None };
@@ -359,10 +395,10 @@ fn sent<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     to: &Tuple<F>,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Verdict {
     if headers.ttl <= 1 {
-        return if P::HANDS_ON { Verdict::HandedOn } else { Verdict::TtlExceeded };
+        return ttl_exceeded::<P>();
     }
     match nat::rewrite(packet, headers, to, Hop::Yes) {
         Ok(()) => forward::send(packet, way),
@@ -377,7 +413,7 @@ fn received<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     to: &Tuple<F>,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Verdict {
     if forward::route(packet, &to.reversed(), 0, way) != Ok(Route::Via) {
         return translated(packet, headers, to);
@@ -414,10 +450,8 @@ pub fn open<F: Balanced, P: Opens<F>>(packet: &mut P, hook: u32) -> u32 {
         return Verdict::NotOurs as u32;
     };
     packet.pull();
-    if flood::is_recent()
-        && let Some(entry) = flood::find(&mut work.opening, &work.headers)
-    {
-        let code = applied(packet, work, entry, hook);
+    if flood::is_recent() {
+        let code = flooded(packet, work, hook);
         if code != UNKNOWN {
             return code;
         }
@@ -426,6 +460,15 @@ pub fn open<F: Balanced, P: Opens<F>>(packet: &mut P, hook: u32) -> u32 {
         return Verdict::NotOurs as u32;
     }
     opened(packet, work, hook) as u32
+}
+
+/// [`known`] of a flow that is one of a flood.
+#[inline(never)]
+fn flooded<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
+    match flood::find(&mut work.opening, &work.headers) {
+        Some(entry) => applied::<F, P, false>(packet, work, entry, hook),
+        None => UNKNOWN,
+    }
 }
 
 /// Tells a packet's sender why it was not sent on; the verdict's code. The packet is as it came, its headers stand in
@@ -660,7 +703,7 @@ fn aim<F: Balanced>(headers: &Headers<F>, chosen: &Chosen<F>, source: Source, op
 
 /// Gives a packet that leaves by `way` the source of this node's packets there.
 #[inline(never)]
-fn send_from_node<F: Balanced>(way: &Way, to: &mut Tuple<F>) -> Result<(), DropReason> {
+fn send_from_node<F: Balanced>(way: &Way<F>, to: &mut Tuple<F>) -> Result<(), DropReason> {
     let Some(device) = way.device() else { return Err(Verdict::SnatAddress) };
     to.src = F::snat_address(device);
     if to.src.is_unspecified() { Err(Verdict::SnatAddress) } else { Ok(()) }
@@ -682,7 +725,7 @@ fn flags<F: Balanced, P: Packet>(
     packet: &P,
     (to, len, chosen, source): (&Tuple<F>, u16, &Chosen<F>, Source),
     hook: Hook,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Result<ConnectionFlags, DropReason> {
     let by_stack = match source {
         _ if hook == Hook::UplinkEgress => false,

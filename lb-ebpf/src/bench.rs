@@ -8,8 +8,10 @@ use core::mem::size_of;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::xdp_action,
-    helpers::{bpf_get_prandom_u32, bpf_ktime_get_coarse_ns, bpf_xdp_adjust_head},
+    bindings::{bpf_fib_lookup, xdp_action},
+    helpers::{
+        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
+    },
     macros::{classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     programs::{TcContext, XdpContext},
@@ -40,6 +42,9 @@ pub struct Plan {
     packet: [u64; 10],
 }
 
+/// `BPF_F_NO_COMMON_LRU`, as `CONNECTIONS` have it; so are their entries' size and number.
+const NO_COMMON_LRU: u32 = 2;
+
 #[map]
 static PLAN: Array<Plan> = Array::with_max_entries(1, 0);
 #[map]
@@ -49,8 +54,7 @@ static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 #[map]
 static FLOOR_HASH: HashMap<[u64; 2], [u64; 8]> = HashMap::with_max_entries(131_072, 0);
 #[map]
-static FLOOR_LRU: LruHashMap<[u64; 2], [u64; 8]> = LruHashMap::with_max_entries(131_072, 0);
-
+static FLOOR_LRU: LruHashMap<[u64; 2], [u64; 4]> = LruHashMap::with_max_entries(1_048_576, NO_COMMON_LRU);
 #[map]
 static FLOOR_COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(4, 0);
 
@@ -205,7 +209,7 @@ pub fn floor_lru(context: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn floor_insert_two(context: XdpContext) -> u32 {
     let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
-    let value = [0u64; 8];
+    let value = [0u64; 4];
     for key in [[addresses, ports], [ports, addresses]] {
         if FLOOR_LRU.insert(key, value, 0).is_err() {
             return xdp_action::XDP_DROP;
@@ -214,17 +218,52 @@ pub fn floor_insert_two(context: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
+/// Asks the routing table where packets to the sender go.
+#[xdp(frags)]
+pub fn floor_route(context: XdpContext) -> u32 {
+    let Some([addresses, _]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    // SAFETY: integers only, all zeroes is a value.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    params.family = 2;
+    params.ifindex = context.ingress_ifindex() as u32;
+    params.__bindgen_anon_3.ipv4_src = addresses as u32;
+    params.__bindgen_anon_4.ipv4_dst = (addresses >> 32) as u32;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: valid context; `params` is initialised and `size` bytes long.
+    match unsafe { helpers::bpf_fib_lookup(context.as_ptr(), &raw mut params, size, 0) } {
+        0 => xdp_action::XDP_TX,
+        _ => xdp_action::XDP_DROP,
+    }
+}
+
+/// Asks whether a TCP socket waits for the packet.
+#[xdp(frags)]
+pub fn floor_socket(context: XdpContext) -> u32 {
+    let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let (src, dst) = ((addresses >> 32) as u32, addresses as u32);
+    let mut tuple = [src, dst, (ports >> 32) as u32];
+    let (from, len) = ((&raw mut tuple).cast(), size_of::<[u32; 3]>() as u32);
+    // SAFETY: valid context; `from` points to `len` readable bytes.
+    let socket = unsafe { bpf_skc_lookup_tcp(context.as_ptr(), from, len, u64::MAX, 0) };
+    if socket.is_null() {
+        return xdp_action::XDP_TX;
+    }
+    // SAFETY: not null, released once.
+    unsafe { bpf_sk_release(socket.cast()) };
+    xdp_action::XDP_DROP
+}
+
 /// The least that translating a packet of a known connection costs: its lookup, a clock, the bytes that DNAT, SNAT and a
 /// known next hop change, both checksums by difference, and three counters. No rules, no phases, no other packet.
 #[xdp(frags)]
 pub fn floor_translate(context: XdpContext) -> u32 {
     let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
     let Some(entry) = FLOOR_LRU.get_ptr_mut(key) else {
-        let _ = FLOOR_LRU.insert(key, [0u64; 8], 0);
+        let _ = FLOOR_LRU.insert(key, [0u64; 4], 0);
         return xdp_action::XDP_DROP;
     };
     // SAFETY: a helper without arguments.
-    let now = unsafe { bpf_ktime_get_coarse_ns() } >> 30;
+    let now = unsafe { bpf_jiffies64() } >> 8;
     // SAFETY: a map value stays readable and writable for this run; only this CPU runs the measurement.
     let entry = unsafe { &mut *entry };
     if entry[0] != now {
@@ -240,7 +279,7 @@ pub fn floor_translate(context: XdpContext) -> u32 {
         let old = *((data + 26) as *const u64);
         let words = |value: u64| (value & 0xffff_ffff) + (value >> 32);
         let moved = words(!old) + words(addresses);
-        *(data as *mut [u32; 3]) = [entry[3] as u32, entry[3] as u32, entry[4] as u32];
+        *(data as *mut [u32; 3]) = [entry[3] as u32, (entry[3] >> 32) as u32, entry[2] as u32];
         *((data + 22) as *mut u8) -= 1;
         *((data + 24) as *mut u16) = folded(u64::from(!*((data + 24) as *const u16)) + moved + 0xfffe);
         let old_ports = *((data + 34) as *const u32);

@@ -63,8 +63,14 @@ pub fn count_verdict(verdict: Verdict, bytes: u32) {
     }
 }
 
-/// Counts an outcome by verdict, service port and backend, and samples it.
+/// [`count`] as a BPF function of its own.
 #[inline(never)]
+pub fn count_apart<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
+    count(outcome, seen);
+}
+
+/// Counts an outcome by verdict, service port and backend, and samples it if events are wanted.
+#[inline(always)]
 pub fn count<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     count_verdict(outcome.verdict, seen.bytes);
     let refused = outcome.verdict.is_refusal();
@@ -85,7 +91,9 @@ pub fn count<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     if outcome.backend != BackendId::NONE {
         BACKEND_COUNTERS.get_ptr_mut(outcome.backend.0).map(change);
     }
-    sample(outcome, seen);
+    if SETTINGS.get(0).is_some_and(|settings| settings.events_sample != 0) {
+        sample(outcome, seen);
+    }
 }
 
 /// Counts a connection given to a backend.
@@ -98,7 +106,7 @@ pub fn count_connection(service_port: ServicePortId, backend: BackendId) {
 }
 
 /// Writes one in `events_sample` outcomes to `EVENTS`. A full buffer loses them.
-#[inline(always)]
+#[inline(never)]
 fn sample<F: Family>(outcome: Outcome, seen: &Seen<'_, F>) {
     let Some(settings) = SETTINGS.get(0).copied() else { return };
     if settings.events_sample == 0

@@ -11,7 +11,7 @@ use lb_common::{
     device::{DeviceFlags, DeviceRole, DeviceValue},
     family::{Address as _, Protocol, V4, V6},
     flow::Tuple,
-    next_hop::{self, NextHopValue},
+    next_hop::{self, Macs, NextHopValue},
     verdict::{DropReason, Verdict},
 };
 
@@ -67,14 +67,16 @@ pub enum Route {
 
 /// A way through a device, as the last [`route`] found it.
 #[repr(C)]
-pub struct Way {
+pub struct Way<F: FamilyRoute> {
     params: FibParams,
     next_hop: NextHop,
+    /// Source of this node's own packets on the device; zero: none is known. Of a way that is remembered.
+    pub node: F::Addr,
     /// Bytes that a tunnel's header adds to the packet.
     added: u16,
 }
 
-impl Way {
+impl<F: FamilyRoute> Way<F> {
     /// The device.
     #[inline(always)]
     pub fn ifindex(&self) -> u32 {
@@ -83,22 +85,20 @@ impl Way {
 
     /// Goes where the last packets went.
     #[inline(always)]
-    pub fn follow<F: FamilyRoute>(&mut self, hop: &NextHopValue<F>) {
+    pub fn follow(&mut self, hop: &NextHopValue<F>) {
+        self.node = hop.node;
         self.next_hop.ifindex = hop.ifindex;
         self.next_hop.macs = hop.macs;
     }
 
-    /// Lets packets of these addresses that come in by `from` follow, from `asked` on.
-    #[inline(always)]
-    pub fn remember<F: FamilyRoute>(
-        &self,
-        hop: &mut NextHopValue<F>,
-        tuple: &Tuple<F>,
-        from: u32,
-        asked: Coarse,
-    ) {
+    /// Lets packets of these addresses that come in by `from` follow, from `asked` on. A BPF function of its own: the
+    /// addresses it copies take none of its callers' stack.
+    #[inline(never)]
+    pub fn remember(&mut self, hop: &mut NextHopValue<F>, tuple: &Tuple<F>, from: u32, asked: Coarse) {
+        self.node = self.device().map_or_else(F::Addr::default, F::snat_address);
         hop.src = tuple.src;
         hop.dst = tuple.dst;
+        hop.node = self.node;
         hop.from = from;
         hop.ifindex = self.next_hop.ifindex;
         hop.asked = asked;
@@ -117,7 +117,7 @@ impl Way {
     /// Its link-layer address.
     #[inline(always)]
     pub fn device_mac(&self) -> &[u8; 6] {
-        &self.next_hop.macs[1]
+        &self.next_hop.macs.0[1]
     }
 
     /// What the agent knows of the device.
@@ -176,7 +176,7 @@ pub fn route<F: FamilyRoute, P: Packet>(
     packet: &P,
     tuple: &Tuple<F>,
     len: u16,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Result<Route, DropReason> {
     route_added(packet, tuple, len, 0, way)
 }
@@ -188,9 +188,10 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
     tuple: &Tuple<F>,
     len: u16,
     added: u16,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Result<Route, DropReason> {
     way.added = added;
+    way.node = F::Addr::default();
     // SAFETY: integers only, all zeroes is a value.
     way.params = unsafe { core::mem::zeroed() };
     way.params.family = F::ADDRESS_FAMILY;
@@ -201,7 +202,7 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
     // SAFETY: valid context; `params` is initialised and `size` bytes long.
     let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, size, 0) };
     way.next_hop.ifindex = way.params.ifindex;
-    way.next_hop.macs = [way.params.dmac, way.params.smac];
+    way.next_hop.macs = Macs([way.params.dmac, way.params.smac]);
     if P::HANDS_ON {
         return match result {
             SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),
@@ -220,7 +221,7 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
 /// Sends a rewritten packet on its way. The lookup has put the gateway, of either family, in the destination's
 /// place.
 #[inline(always)]
-pub fn send<P: Packet>(packet: &mut P, way: &mut Way) -> Verdict {
+pub fn send<F: FamilyRoute, P: Packet>(packet: &mut P, way: &mut Way<F>) -> Verdict {
     if !P::HANDS_ON {
         way.next_hop.neighbour.nh_family = way.params.family as u32;
         // SAFETY: every member of both unions is plain integers.

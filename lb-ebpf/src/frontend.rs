@@ -6,11 +6,14 @@ use lb_common::{
     source_range::SourceRangeKey,
 };
 
-use crate::maps::FamilyMaps;
+use crate::{maps::FamilyMaps, ports};
 
 /// The frontend that is dialled by `key`.
 #[inline(always)]
 pub fn lookup<F: FamilyMaps>(key: &FrontendKey<F>) -> Option<&'static FrontendValue> {
+    if !ports::has_frontends(key.port) {
+        return None;
+    }
     // SAFETY: the agent replaces values whole (a fresh element under RCU); the one read stays valid for this run.
     unsafe { F::frontends().get(key) }
 }

@@ -17,7 +17,7 @@ use lb_common::{
 use crate::{
     balance::{Balanced, Hook, Work, belongs, is_host_forward},
     conntrack,
-    counters::{Seen, count},
+    counters::{Seen, count_apart},
     forward::{self, Route, Way},
     nat::{Hop, TCP_CHECKSUM, UDP_CHECKSUM},
     packet::{OFFSET_MASK, Packet, Refused},
@@ -66,7 +66,7 @@ pub fn icmp<F: Balanced, P: Packet>(packet: &mut P, hook: u32) -> u32 {
     work.opening.reset();
     let verdict = decide(packet, work, hook);
     if verdict != Verdict::NotOurs {
-        count(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
+        count_apart(work.opening.outcome(verdict), &Seen { flow: &work.headers.flow, bytes, ifindex });
     }
     verdict as u32
 }
@@ -200,7 +200,7 @@ fn forwarded<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     quote: &Quote<F>,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Verdict {
     match forward::route(packet, &quote.outer, headers.ip_len as u16, way) {
         Ok(Route::Via) if headers.ttl <= 1 => Verdict::RefusedSilently,
@@ -221,7 +221,7 @@ fn received<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     quote: &Quote<F>,
-    way: &mut Way,
+    way: &mut Way<F>,
 ) -> Verdict {
     if forward::route(packet, &quote.to, 0, way) != Ok(Route::Via) {
         return translated(packet, headers, quote);

@@ -129,6 +129,21 @@ pub fn rewrite<F: FamilyRewrite, P: Packet>(
     }
 }
 
+/// [`rewrite`] in line, for the way that most packets take.
+#[inline(always)]
+pub fn rewrite_here<F: FamilyRewrite, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    hop: Hop,
+) -> Result<(), Refused> {
+    if headers.flow.protocol == Protocol::SCTP {
+        rewrite_sctp(packet, headers, to, hop)
+    } else {
+        summed(packet, headers, to, hop)
+    }
+}
+
 /// Rewrites TTL and addresses.
 #[inline(always)]
 fn rewrite_header<F: FamilyRewrite, P: Packet>(
@@ -145,8 +160,8 @@ fn rewrite_header<F: FamilyRewrite, P: Packet>(
 ///
 /// A later fragment has no ports and no transport checksum: the first one's checksum covers the whole datagram and
 /// was updated with it.
-#[inline(never)]
-fn rewrite_summed<F: FamilyRewrite, P: Packet>(
+#[inline(always)]
+fn summed<F: FamilyRewrite, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     to: &Tuple<F>,
@@ -163,11 +178,22 @@ fn rewrite_summed<F: FamilyRewrite, P: Packet>(
     let field = if headers.flow.protocol == Protocol::TCP { TCP_CHECKSUM } else { UDP_CHECKSUM };
     packet.update_checksum(ChecksumChange {
         offset: headers.l4 + field,
-        pseudo: fold(checksum::address_difference(from, to)),
-        segment: fold(checksum::port_difference(from, to)),
+        pseudo: checksum::address_difference(from, to),
+        segment: checksum::port_difference(from, to),
         protocol: headers.flow.protocol,
         ipv6: F::IPV6,
     })
+}
+
+/// [`summed`] as a BPF function of its own.
+#[inline(never)]
+fn rewrite_summed<F: FamilyRewrite, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    to: &Tuple<F>,
+    hop: Hop,
+) -> Result<(), Refused> {
+    summed(packet, headers, to, hop)
 }
 
 /// Rewrites an SCTP packet: of its CRC32c the ports' part only, for it does not cover the addresses.
@@ -208,16 +234,6 @@ fn rewrite_sctp<F: FamilyRewrite, P: Packet>(
 const fn word<F: FamilyRewrite>(tuple: &Tuple<F>) -> u32 {
     let ([a, b], [c, d]) = (tuple.src_port.0, tuple.dst_port.0);
     u32::from_ne_bytes([a, b, c, d])
-}
-
-/// A difference as the checksum helpers take it; 0 says that nothing changes.
-#[inline(always)]
-const fn fold(difference: Sum) -> u32 {
-    match difference.fold() {
-        // Ones' complement has two zeros: removing and adding the same words gives the other one.
-        0xffff => 0,
-        folded => folded as u32,
-    }
 }
 
 /// Sum of a pseudo header (RFC 9293, 3.1; RFC 8200, 8.1).

@@ -146,7 +146,7 @@ impl FamilyHeader for V4 {
         let [id0, id1] = header.id;
         headers.flow.tuple.src = header.src;
         headers.flow.tuple.dst = header.dst;
-        headers.flow.protocol = Protocol(header.protocol);
+        headers.flow.set_protocol(Protocol(header.protocol));
         headers.l4 = headers.l3 + header_len;
         headers.ip_len = header.total_len.get() as u32;
         headers.ttl = header.ttl;
@@ -193,7 +193,7 @@ impl FamilyHeader for V6 {
         }
         headers.flow.tuple.src = packet.read(headers.l3 + 8)?;
         headers.flow.tuple.dst = packet.read(headers.l3 + 24)?;
-        headers.flow.protocol = Protocol(header.next_header);
+        headers.flow.set_protocol(Protocol(header.next_header));
         headers.l4 = headers.l3 + Self::HEADER_LEN;
         headers.ip_len = Self::HEADER_LEN as u32 + header.payload_len.get() as u32;
         headers.ttl = header.hop_limit;
@@ -219,7 +219,7 @@ fn skip_extension<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<bo
     match headers.flow.protocol.0 {
         HOP_BY_HOP | ROUTING | DESTINATION => {
             let [next, len]: [u8; 2] = packet.load(headers.l4)?;
-            headers.flow.protocol = Protocol(next);
+            headers.flow.set_protocol(Protocol(next));
             headers.l4 += (len as usize + 1) * 8;
         }
         FRAGMENT => {
@@ -231,7 +231,7 @@ fn skip_extension<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<bo
                 (0, _) => Fragment::First,
                 _ => Fragment::Later,
             };
-            headers.flow.protocol = Protocol(next);
+            headers.flow.set_protocol(Protocol(next));
             headers.l4 += 8;
         }
         _ => return Some(false),
@@ -282,7 +282,6 @@ pub enum Carries {
 #[inline(always)]
 pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<Carries> {
     F::parse(packet, headers)?;
-    headers.flow._pad = [0; 3];
     headers.tcp_flags = TcpFlags::default();
     if !headers.flow.protocol.is_balanced() {
         headers.flow.tuple.src_port = Be16::default();

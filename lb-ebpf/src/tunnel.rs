@@ -38,7 +38,7 @@ pub fn send<F: Balanced, P: Packet>(
     packet: &mut P,
     headers: &Headers<F>,
     to: &Tuple<F>,
-    way: &mut Way,
+    way: &mut Way<F>,
     answer: &mut Answer<F>,
 ) -> Verdict {
     match wrap(packet, headers, to, answer) {

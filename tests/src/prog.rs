@@ -19,6 +19,7 @@ use aya::{
     programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
 };
 use lb_agent::{
+    datapath::kernel::Jiffies,
     desired::maglev::{self, TableSize},
     model::backend::BackendAddress,
 };
@@ -854,6 +855,9 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
     }
     let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
     loader.override_global(settings::FEATURES, &features, true);
+    let jiffies = Jiffies::probe();
+    loader.override_global(settings::JIFFY_NS, &jiffies.ns, true);
+    loader.override_global(settings::JIFFIES_AT_0, &jiffies.at_0, true);
     loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
     loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
     loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
@@ -872,6 +876,7 @@ fn create_full_size(service_ports: u32, options: &LoadOptions<'_>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     let stateless = u32::from(options.stateless);
     loader.override_global(settings::STATELESS, &stateless, true);
+    loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
     for name in [maps::GENERATIONS, maps::SERVICE_COUNTERS] {
         loader.map_max_entries(name, service_ports);
     }
@@ -880,6 +885,9 @@ fn create_full_size(service_ports: u32, options: &LoadOptions<'_>) -> Ebpf {
     }
     let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
     loader.override_global(settings::FEATURES, &features, true);
+    let jiffies = Jiffies::probe();
+    loader.override_global(settings::JIFFY_NS, &jiffies.ns, true);
+    loader.override_global(settings::JIFFIES_AT_0, &jiffies.at_0, true);
     loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
 }
 

@@ -67,6 +67,17 @@ const CLIENT_PORT: u16 = 40_000;
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
 
+/// A tick of the slowest kernels, nanoseconds.
+const TICK_NS: u64 = 10_000_000;
+
+/// CLOCK_MONOTONIC, nanoseconds.
+fn monotonic_ns() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `time` is a valid place for the answer.
+    assert_eq!(unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) }, 0);
+    time.tv_sec.cast_unsigned() * 1_000_000_000 + time.tv_nsec.cast_unsigned()
+}
+
 fn verdicts(expected: &[(Verdict, &[&[u8]])]) -> BTreeMap<Verdict, (u64, u64)> {
     expected
         .iter()
@@ -543,7 +554,14 @@ macro_rules! cases {
                 let dial = |node: &mut Node, port| {
                     translate(node, Hook::FromNetwork, &tcp((F::CLIENT, port), VIP, SYN)).dst
                 };
+                let before = monotonic_ns();
                 let first = dial(&mut node, 1);
+                let (bound, after) = (node.affinity::<F>()[0].1.last_used_ns, monotonic_ns());
+                // Behind by a tick at most, and by another for the question when jiffies were none.
+                assert!(
+                    (before.saturating_sub(2 * TICK_NS)..=after).contains(&bound),
+                    "{before} {bound} {after}"
+                );
                 assert!(
                     (2..20).all(|port| dial(&mut node, port) == first),
                     "one backend for twenty connections"

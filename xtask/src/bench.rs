@@ -34,9 +34,9 @@ pub struct Options {
     /// Only see that everything works: half a minute, figures without meaning
     #[arg(long)]
     quick: bool,
-    /// Only cases whose name contains this (packets)
+    /// Only cases whose name contains this; of several, one of them (packets)
     #[arg(long, value_name = "TEXT")]
-    only: Option<String>,
+    only: Vec<String>,
 }
 
 /// Runs one measurement.

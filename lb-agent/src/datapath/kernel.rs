@@ -144,6 +144,49 @@ pub fn features() -> u32 {
     features
 }
 
+/// How jiffies tell CLOCK_MONOTONIC.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Jiffies {
+    /// Nanoseconds of one; 0: they do not tell.
+    pub ns: u32,
+    /// How many there were when CLOCK_MONOTONIC was 0. A little less than 2^32: the kernel begins 300 s before 0.
+    pub at_0: u32,
+}
+
+impl Jiffies {
+    /// This kernel's. It counts a jiffy when CLOCK_MONOTONIC has gone on by as much, so the two stay together.
+    pub fn probe() -> Self {
+        let mut tick = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+        // SAFETY: `tick` is writable for the duration of the call.
+        let result = unsafe { libc::clock_getres(libc::CLOCK_MONOTONIC_COARSE, &mut tick) };
+        match i32::try_from(tick.tv_nsec) {
+            Ok(ns) if result == 0 && tick.tv_sec == 0 && ns > 0 => Self::with_tick(ns),
+            _ => Self::default(),
+        }
+    }
+
+    /// Where a tick takes `ns`: asked by one program that reads both clocks.
+    fn with_tick(ns: i32) -> Self {
+        const JIFFIES64: i32 = 118;
+        const KTIME_GET_COARSE_NS: i32 = 160;
+        let program = [
+            call(JIFFIES64),
+            mov_register(R6, R0),
+            call(KTIME_GET_COARSE_NS),
+            div(R0, ns),
+            sub_register(R6, R0),
+            mov_register(R0, R6),
+            EXIT,
+        ];
+        bpf::load_program(PROG_TYPE_SCHED_CLS, AttachType(0), &program)
+            .and_then(|program| bpf::test_run(program.as_fd(), &[0; 64]))
+            .map_or_else(
+                |_| Self::default(),
+                |at_0| Self { ns: ns.unsigned_abs(), at_0: at_0.cast_unsigned() },
+            )
+    }
+}
+
 /// `bpf_set_retval` may be called from a connect hook (Linux 5.18).
 pub fn has_set_retval() -> bool {
     const SET_RETVAL: i32 = 187;
@@ -177,11 +220,27 @@ const R2: u8 = 2;
 const R3: u8 = 3;
 const R4: u8 = 4;
 const R5: u8 = 5;
+const R6: u8 = 6;
 const EXIT: u64 = 0x95;
 
 /// `BPF_ALU64 | BPF_MOV | BPF_K`: register = value.
 const fn mov(register: u8, value: i32) -> u64 {
     0xb7 | (register as u64) << 8 | (value as u32 as u64) << 32
+}
+
+/// `BPF_ALU64 | BPF_MOV | BPF_X`: register = other.
+const fn mov_register(register: u8, other: u8) -> u64 {
+    0xbf | (register as u64) << 8 | (other as u64) << 12
+}
+
+/// `BPF_ALU64 | BPF_SUB | BPF_X`: register -= other.
+const fn sub_register(register: u8, other: u8) -> u64 {
+    0x1f | (register as u64) << 8 | (other as u64) << 12
+}
+
+/// `BPF_ALU64 | BPF_DIV | BPF_K`: register /= value, which is positive.
+const fn div(register: u8, value: i32) -> u64 {
+    0x37 | (register as u64) << 8 | (value as u32 as u64) << 32
 }
 
 /// `BPF_JMP | BPF_CALL`: calls a kernel function by its number.

@@ -162,6 +162,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
     let cookie =
         kernel::netns_cookie().map_err(|source| LoadError::Kernel { what: "SO_NETNS_COOKIE", source })?;
     let features = kernel::features();
+    let jiffies = kernel::Jiffies::probe();
     let (port_min, port_count) = (u32::from(config.snat_port_min), u32::from(config.snat_port_count));
     let masquerade_all = u32::from(config.masquerade_all);
     let stateless = u32::from(config.stateless);
@@ -174,6 +175,8 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
         .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
         .override_global(settings::FLOOD_THRESHOLD, &config.flood_threshold, false)
         .override_global(settings::STATELESS, &stateless, false)
+        .override_global(settings::JIFFY_NS, &jiffies.ns, false)
+        .override_global(settings::JIFFIES_AT_0, &jiffies.at_0, false)
         .override_global(settings::FEATURES, &features, false);
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));

@@ -1,5 +1,5 @@
 //! `PORTS`, written along with the frontends: a port's bit is set before its first frontend is written, and cleared when
-//! a dump finds none left. In between it merely costs XDP a lookup.
+//! a dump finds none left. In between it merely costs a lookup; without its bit a frontend is not found.
 
 use std::{collections::BTreeSet, path::Path};
 
@@ -17,8 +17,7 @@ pub(super) struct Ports {
 impl Ports {
     pub(super) fn open(pin_dir: &Path) -> Result<Self, MapError> {
         let map: Table<Array<MapData, u64>> = Table::open(pin_dir, maps::PORTS)?;
-        let words = (0..PORT_WORDS).map(|index| map.map.get(&index, 0)).collect::<Result<_, _>>();
-        Ok(Self { words: words.map_err(failed)?, map })
+        Ok(Self { words: read(&map.map)?, map })
     }
 
     /// Sets a port's bit.
@@ -28,8 +27,9 @@ impl Ports {
         self.set(index, word)
     }
 
-    /// Leaves the bits of these ports only.
+    /// Leaves the bits of these ports only, whatever the map has.
     pub(super) fn become_like(&mut self, ports: &BTreeSet<Be16>) -> Result<(), MapError> {
+        self.words = read(&self.map.map)?;
         let mut words = vec![0; PORT_WORDS as usize];
         for &port in ports {
             words[port_set::word(port) as usize] |= port_set::bit(port);
@@ -45,6 +45,10 @@ impl Ports {
         }
         Ok(())
     }
+}
+
+fn read(map: &Array<MapData, u64>) -> Result<Vec<u64>, MapError> {
+    (0..PORT_WORDS).map(|index| map.get(&index, 0)).collect::<Result<_, _>>().map_err(failed)
 }
 
 fn failed(error: AyaError) -> MapError {

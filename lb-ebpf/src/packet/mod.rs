@@ -8,7 +8,9 @@ use core::ffi::c_void;
 
 use aya_ebpf::bindings::bpf_redir_neigh;
 use lb_common::{
+    checksum::Sum,
     family::{Family, Protocol},
+    next_hop::Macs,
     verdict::Verdict,
 };
 
@@ -21,15 +23,15 @@ pub const OFFSET_MASK: usize = 0x1ff;
 /// Bytes summed at a time by [`Packet::sum`].
 pub const CHUNK: usize = 64;
 
-/// What changes in a transport checksum, as differences for `bpf_l4_csum_replace`.
+/// What changes in a transport checksum: the sums of what is added and of the complement of what is taken out.
 #[derive(Clone, Copy)]
 pub struct ChecksumChange {
     /// Offset of the checksum field.
     pub offset: usize,
     /// Part that comes from the pseudo header (addresses).
-    pub pseudo: u32,
+    pub pseudo: Sum,
     /// Part that comes from the segment (ports).
-    pub segment: u32,
+    pub segment: Sum,
     /// Transport protocol.
     pub protocol: Protocol,
     /// True for IPv6.
@@ -44,8 +46,8 @@ pub struct Refused;
 pub struct NextHop {
     /// The device it leaves by.
     pub ifindex: u32,
-    /// Link-layer addresses as a frame begins with them: the neighbour's, the device's.
-    pub macs: [[u8; 6]; 2],
+    /// To whom on the link, and from whom.
+    pub macs: Macs,
     /// The neighbour's address, for hooks whose kernel finds the link-layer addresses itself.
     pub neighbour: bpf_redir_neigh,
 }

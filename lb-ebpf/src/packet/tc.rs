@@ -16,6 +16,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
+    checksum::Sum,
     family::{Family, Protocol, V4},
     settings::FEATURE_CSUM_IPV6,
 };
@@ -163,12 +164,13 @@ impl Packet for TcPacket {
             pseudo |= BPF_F_IPV6;
         }
         // SAFETY: valid context; the helper checks the offset. A size of 0 in the flags: `to` is a difference.
-        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, change.pseudo as u64, pseudo) })?;
-        if change.segment == 0 {
+        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, difference(change.pseudo), pseudo) })?;
+        let segment = difference(change.segment);
+        if segment == 0 {
             return Ok(());
         }
         // SAFETY: as above.
-        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, change.segment as u64, mangled) })
+        checked(unsafe { bpf_l4_csum_replace(self.skb(), offset, 0, segment, mangled) })
     }
 
     #[inline(always)]
@@ -226,5 +228,15 @@ impl Packet for TcPacket {
     fn receive(&mut self, ifindex: u32) -> Result<(), Refused> {
         // SAFETY: no pointers.
         redirected(unsafe { bpf_redirect(ifindex, BPF_F_INGRESS as u64) })
+    }
+}
+
+/// A change as the checksum helpers take it; 0 says that there is none.
+#[inline(always)]
+const fn difference(sum: Sum) -> u64 {
+    match sum.fold() {
+        // Ones' complement has two zeros: removing and adding the same words gives the other one.
+        0xffff => 0,
+        folded => folded as u64,
     }
 }

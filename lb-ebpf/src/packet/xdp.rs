@@ -120,7 +120,7 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn update_checksum(&mut self, change: ChecksumChange) -> Result<(), Refused> {
         let present: u16 = self.read(change.offset).ok_or(Refused)?;
-        let difference = Sum::default().add(change.pseudo).add(change.segment);
+        let difference = Sum(change.pseudo.0 + change.segment.0);
         let updated = if change.protocol == Protocol::UDP {
             checksum::update_udp(present, difference)
         } else {

@@ -45,7 +45,7 @@ pub(crate) struct Bench {
 }
 
 /// Programs of the object, by hook.
-const XDP: [&str; 7] = [
+const XDP: [&str; 9] = [
     "bench_xdp",
     "floor_return_xdp",
     "floor_parse",
@@ -53,6 +53,8 @@ const XDP: [&str; 7] = [
     "floor_lru",
     "floor_translate",
     "floor_insert_two",
+    "floor_route",
+    "floor_socket",
 ];
 const TC: [&str; 2] = ["bench_tc", "floor_return_tc"];
 

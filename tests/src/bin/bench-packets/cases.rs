@@ -28,6 +28,8 @@ const BACKENDS: u16 = 64;
 /// Room for the services of [`serve_directly`], and their node's index among [`Nodes`].
 const STATELESS_PORTS: u32 = 16;
 const STATELESS: usize = SERVICES.len();
+/// Index among [`Nodes`] of the one that is flooded by one new flow a second.
+const FLOODED: usize = STATELESS + 1;
 /// Nodes that the backends of such a service are on.
 const NODES: u8 = 8;
 /// First id of what is there only to fill the maps.
@@ -62,7 +64,7 @@ impl Program {
 pub(crate) struct Case {
     pub(crate) name: String,
     pub(crate) program: Program,
-    /// Index into [`SERVICES`], or [`STATELESS`].
+    /// Index into [`SERVICES`], [`STATELESS`] or [`FLOODED`].
     pub(crate) services: usize,
     pub(crate) packet: Vec<u8>,
     pub(crate) vary: Vary,
@@ -98,6 +100,11 @@ impl Nodes {
         serve_directly::<V4>(&mut stateless, 1);
         serve_directly::<V6>(&mut stateless, 2);
         nodes.push(stateless);
+        let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
+        let mut flooded = nodes[0].twin(SERVICE_PORTS, &options);
+        serve::<V4>(&mut flooded, 0);
+        serve::<V6>(&mut flooded, 256);
+        nodes.push(flooded);
         Self(nodes)
     }
 
@@ -239,6 +246,8 @@ fn floors() -> Vec<Case> {
             Program::Floor("floor_insert_two"),
             Vary::Each,
         ),
+        floor("XDP, packet restored, one FIB lookup", Program::Floor("floor_route"), Vary::One),
+        floor("XDP, packet restored, one socket lookup (none)", Program::Floor("floor_socket"), Vary::Each),
         floor("XDP, packet restored, one LRU lookup of those", Program::Floor("floor_lru"), Vary::Random),
         floor(
             "XDP, packet restored, least translation, one flow",
@@ -289,8 +298,13 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
         services: STATELESS,
         ..case(&format!("TCP, DSR, stateless Maglev, {name}"), &data, vary, codes, target)
     };
+    let flooded = Case {
+        services: FLOODED,
+        ..case("TCP, new flow in a flood", &syn, Vary::Each, SENT_ON, Target::NotSet)
+    };
     if xdp {
         cases.extend([
+            flooded,
             direct("one flow", Vary::One, SENT_ON_OR_PROBED, Target::NotSet),
             direct("64k random flows", Vary::Random, SENT_ON_OR_PROBED, target::<F>(xdp, 120.0)),
         ]);

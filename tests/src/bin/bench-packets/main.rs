@@ -35,9 +35,9 @@ struct Arguments {
     /// Only see that everything works: few short samples, no targets
     #[arg(long)]
     quick: bool,
-    /// Only cases whose name contains this
-    #[arg(long, value_name = "TEXT", default_value = "")]
-    only: String,
+    /// Only cases whose name contains this; of several, one of them
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -52,7 +52,8 @@ fn main() -> Result<()> {
     let mut nodes = Nodes::start();
     let mut bench = Bench::load(&object)?;
     let mut cases = cases::all(&mut nodes, &mut bench)?;
-    cases.retain(|case| case.name.contains(&arguments.only));
+    let only = &arguments.only;
+    cases.retain(|case| only.is_empty() || only.iter().any(|text| case.name.contains(text)));
     let samples = measure(&arguments, &mut nodes, &mut bench, &cases)?;
     let mut rows: Vec<Row> =
         cases.iter().zip(&samples).map(|(case, samples)| case.row(samples.clone())).collect();
