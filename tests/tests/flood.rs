@@ -13,11 +13,12 @@ use lb_common::{
     family::{Family, Protocol, V4, V6},
     frontend::FrontendFlags,
     limits,
+    sctp::{DATA, INIT, INIT_ACK},
 };
 use lb_tests::{
     cluster::At,
     objects::service,
-    packet::{ACK, Packet, RST, SYN, SYN_ACK},
+    packet::{ACK, Packet, RST, SYN, SYN_ACK, tunnelled},
     probe::Target,
     process::eventually,
     prog::{ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, Server, Service, UNSPEC, through_xdp},
@@ -30,6 +31,11 @@ const THRESHOLD: u32 = 200;
 /// Five times what `CONNECTIONS` and `FLOOD` hold in tests.
 const FLOOD: u32 = 5 * ENTRIES_MAX;
 const TARGET: u16 = 8080;
+/// Where a frame's EtherType begins.
+const TYPE: usize = 12;
+/// The chunks with which a client answers INIT ACK, and a server that (RFC 9260, 3.3.11 and 3.3.12).
+const COOKIE_ECHO: u8 = 10;
+const COOKIE_ACK: u8 = 11;
 
 /// The address of the `index`th forger.
 fn forger<F: Family>(index: u32) -> IpAddr {
@@ -257,6 +263,67 @@ macro_rules! cases {
                 }
             }
 
+            /// COOKIE ACK says that the client has echoed the right cookie; what it sends then moves the association.
+            pub(super) fn an_association_becomes_a_connection_after_its_handshake() {
+                for backend in [(F::POD, true), (F::REMOTE_POD, false)] {
+                    let mut node = start(1, Protocol::SCTP, &[backend]);
+                    for index in 0..20 {
+                        let init = Packet::sctp((forger::<F>(index), 36_412), VIP, INIT);
+                        translate(&mut node, Hook::FromNetwork, &init.with_payload(&[7; 16]));
+                    }
+                    let client = (F::CLIENT, 30_000);
+                    let init = Packet::sctp(client, VIP, INIT).with_payload(&[7; 16]);
+                    let sent = translate(&mut node, Hook::FromNetwork, &init);
+                    assert!(node.flood_entry::<F>(&init.flow()).is_some());
+                    let answer = Packet::sctp(sent.dst, sent.src, INIT_ACK).with_payload(&[9; 300]);
+                    for (answer, chunk, moved) in [
+                        (answer.clone(), COOKIE_ECHO, 0),
+                        (Packet::sctp(sent.dst, sent.src, COOKIE_ACK), DATA, 1),
+                    ] {
+                        let answered = translate(&mut node, way_back(sent.dst), &answer);
+                        assert_eq!((answered.src, answered.dst), (VIP, client));
+                        let next = Packet::sctp(client, VIP, chunk).with_payload(&[9; 280]);
+                        let next = translate(&mut node, Hook::FromNetwork, &next);
+                        assert_eq!((next.src, next.dst), (sent.src, sent.dst));
+                        assert_eq!(node.flood_flows().1, moved);
+                    }
+                    for flow in [init.flow::<F>(), answer.flow()] {
+                        assert!(
+                            node.connection::<F>(&flow).is_some() && node.flood_entry::<F>(&flow).is_none()
+                        );
+                    }
+                }
+            }
+
+            /// The answers pass elsewhere, so the client's word counts, and there is one entry.
+            pub(super) fn a_flow_in_a_tunnel_becomes_a_connection_when_it_goes_on() {
+                let mut node = start_with(
+                    &LoadOptions { flood_threshold: 1, ..LoadOptions::default() },
+                    (Protocol::TCP, FrontendFlags::DSR),
+                    &[(F::REMOTE_POD, false)],
+                );
+                let server = Server { addr: (F::REMOTE_POD, TARGET), local: false };
+                node.reach_at::<F>(&Service::new(VIP, Protocol::TCP, &[server]), &[F::OTHER_NODE]);
+                flood(&mut node, 0, 20);
+                let (syn, ack) = (from_client(30_000), Packet::tcp((F::CLIENT, 30_000), VIP, ACK));
+                let in_tunnel = |node: &mut Node, packet: &Packet| {
+                    let ran = node.run(Hook::FromNetwork, &packet.bytes());
+                    assert_eq!(
+                        ran.packet[TYPE..],
+                        tunnelled(&packet.bytes(), F::NODE, F::OTHER_NODE)[TYPE..]
+                    );
+                };
+                for _ in 0..2 {
+                    in_tunnel(&mut node, &syn);
+                    assert!(node.flood_entry::<F>(&syn.flow()).is_some(), "a SYN proves nothing");
+                }
+                let before = node.connections::<F>();
+                in_tunnel(&mut node, &ack);
+                assert_eq!((node.flood_flows().1, node.connections::<F>()), (1, before + 1));
+                let entry = node.connection::<F>(&syn.flow()).expect("is a connection");
+                assert!(entry.flags.has(ConnectionFlags::TUNNEL));
+            }
+
             pub(super) fn affinity_binds_who_has_proved_to_be_a_client() {
                 let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
                 let flags = (Protocol::TCP, FrontendFlags::AFFINITY);
@@ -347,6 +414,8 @@ tests! {
     forged_handshakes_do_not_become_connections
     a_flow_that_the_flood_drove_out_keeps_its_backend
     datagrams_become_a_connection_when_they_last
+    an_association_becomes_a_connection_after_its_handshake
+    a_flow_in_a_tunnel_becomes_a_connection_when_it_goes_on
     affinity_binds_who_has_proved_to_be_a_client
     source_ports_of_unproved_flows_are_taken_over
     after_the_flood_flows_are_connections_again
