@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::{
-    run::{command, require_root, run, workspace},
+    run::{command, require_root, run},
     setup, test,
 };
 
@@ -12,7 +12,8 @@ pub fn demo(keep: bool) -> Result<()> {
     require_root("the demo")?;
     setup::setup()?;
     test::build()?;
-    let demo = workspace().join("target/debug/demo");
+    // Beside this program, wherever the target directory is (`CARGO_TARGET_DIR`).
+    let demo = std::env::current_exe()?.with_file_name("demo");
     let mut demo = command(&demo.to_string_lossy(), &[]);
     if keep {
         demo.arg("--keep");
