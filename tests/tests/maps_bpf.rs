@@ -78,11 +78,13 @@ fn the_kernel_holds_what_the_scripts_expect_and_lets_it_go_again() {
     assert!(lines.lines().all(|line| line.starts_with("GENERATION ")), "{lines}");
 }
 
+fn port_words(pins: &PinnedMaps) -> Array<MapData, u64> {
+    Map::from_map_data(MapData::from_pin(pins.dir().join("PORTS")).unwrap()).unwrap().try_into().unwrap()
+}
+
 /// 0 for a port that no frontend has.
 fn port_bit(pins: &PinnedMaps, port: u16) -> u64 {
-    let map = Map::from_map_data(MapData::from_pin(pins.dir().join("PORTS")).unwrap()).unwrap();
-    let words: Array<MapData, u64> = map.try_into().unwrap();
-    words.get(&port_set::word(Be16::new(port)), 0).unwrap() & port_set::bit(Be16::new(port))
+    port_words(pins).get(&port_set::word(Be16::new(port)), 0).unwrap() & port_set::bit(Be16::new(port))
 }
 
 #[test]
@@ -92,6 +94,10 @@ fn ports_of_frontends_are_a_set_that_the_next_full_check_tidies() {
     assert_eq!(port_bit(&pins, 53), 0);
     first.sync().unwrap();
     assert!(port_bit(&pins, 53) != 0 && port_bit(&pins, 54) == 0);
+    port_words(&pins).set(port_set::word(Be16::new(53)), 0, 0).unwrap();
+    assert_eq!(port_bit(&pins, 53), 0, "somebody else took it away");
+    first.verify().unwrap();
+    assert_ne!(port_bit(&pins, 53), 0);
     drop(first);
     let mut empty = reconciler(&pins, &[]);
     empty.sync().unwrap();
