@@ -9,12 +9,13 @@ use std::{
     path::Path,
 };
 
-use aya::maps::{HashMap, Map, MapData, MapError};
+use aya::maps::{Array, HashMap, Map, MapData, MapError};
 use bytemuck::Pod;
 use lb_common::{
     conntrack::{Coarse, ConnectionValue, Phase},
     family::{Family, Protocol},
     flow::FlowKey,
+    kind::{self, Kind, Kinds},
     maps,
 };
 use thiserror::Error;
@@ -51,6 +52,8 @@ pub struct Collected {
     pub entries: usize,
     /// Entries removed, both directions counted.
     pub removed: usize,
+    /// Kinds of the entries seen, as [`Kind::bit`]s.
+    pub kinds: u32,
 }
 
 /// What one direction of a connection last did.
@@ -117,6 +120,8 @@ where
         let mut candidates = Vec::new();
         self.walk(|keys, values| {
             collected.entries += keys.len();
+            let kinds = values.iter().filter_map(|value| Kind::of(value.flags)).map(Kind::bit);
+            collected.kinds |= kinds.fold(0, |set, kind| set | kind);
             // An entry that is alive by itself needs no look at its other direction, unless that one was reset:
             // then that one is a candidate.
             let found = keys.iter().zip(values).filter(|(key, value)| {
@@ -167,6 +172,33 @@ where
             Err(MapError::KeyNotFound) => Ok(0),
             Err(source) => Err(GcError::Map { what: "write", name: self.name.clone(), source }),
         }
+    }
+}
+
+/// Lets the datapath know of which kinds of connections there are none any more (`KINDS`).
+pub struct KindLog(Array<MapData, Kinds>);
+
+impl KindLog {
+    /// Opens the map pinned in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, GcError> {
+        let data = MapData::from_pin(dir.join(maps::KINDS)).map_err(|error| Self::error("open", error))?;
+        Ok(Self(Array::try_from(Map::Array(data)).map_err(|error| Self::error("open", error))?))
+    }
+
+    /// What the datapath has recorded: to be read before a collection of both families.
+    pub fn recorded(&self) -> Result<Kinds, GcError> {
+        self.0.get(&kind::RECORDED, 0).map_err(|error| Self::error("read", error))
+    }
+
+    /// Forgets the kinds of which a collection of both families found none; it began at `begun`, when `recorded` was read.
+    pub fn forget(&mut self, recorded: &Kinds, found: u32, begun: Coarse) -> Result<(), GcError> {
+        let mut forgotten = self.0.get(&kind::FORGOTTEN, 0).map_err(|error| Self::error("read", error))?;
+        forgotten.forget(recorded, found, begun);
+        self.0.set(kind::FORGOTTEN, forgotten, 0).map_err(|error| Self::error("write", error))
+    }
+
+    fn error(what: &'static str, source: MapError) -> GcError {
+        GcError::Map { what, name: maps::KINDS.to_owned(), source }
     }
 }
 

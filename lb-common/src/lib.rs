@@ -5,7 +5,8 @@
 //!
 //! A packet or a `connect()` towards a service goes through the maps in this order:
 //!
-//! 0. In XDP: `PORTS`, whether any frontend uses the destination port.
+//! 0. `PORTS`, whether any frontend uses the destination port; in tc also `KINDS` ([`kind`]), `TARGET_PORTS` and `VIP_HASHES` ([`bit_set`]).
+//!    Most packets need no more.
 //! 1. [`CONNECTIONS`](maps) by 5-tuple. A hit whose generation equals `GENERATIONS[service port]` is valid as it is;
 //!    otherwise `MEMBERS` says whether its backend still serves this service port. On a miss `FLOOD`, if `FLOOD_STATE`
 //!    says that it may hold something ([`flood`]).
@@ -30,6 +31,7 @@
 pub mod affinity;
 pub mod allowance;
 pub mod backend;
+pub mod bit_set;
 pub mod bits;
 pub mod checksum;
 pub mod cidr;
@@ -44,12 +46,12 @@ pub mod flow;
 pub mod fragment;
 pub mod frontend;
 pub mod id;
+pub mod kind;
 pub mod limits;
 pub mod maglev;
 pub mod maps;
 pub mod next_hop;
 pub mod pod;
-pub mod port_set;
 pub mod rev_nat;
 pub mod sctp;
 pub mod settings;
@@ -59,4 +61,4 @@ pub mod vip;
 
 /// Version of the layouts in this crate: the name of the pin directory (`/sys/fs/bpf/lb/<ABI_VERSION>`), so that an
 /// agent never opens maps whose bytes mean something else.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

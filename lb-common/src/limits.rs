@@ -18,8 +18,8 @@ pub const SOURCE_RANGES_MAX: u32 = 65_536;
 pub const VIPS_MAX: u32 = FRONTENDS_MAX;
 /// Entries of each `SERVICE_CIDRS`; fixed.
 pub const SERVICE_CIDRS_MAX: u32 = 8;
-/// Elements of `PORTS`, 64 ports each; fixed.
-pub const PORT_WORDS: u32 = 1_024;
+/// Elements of `PORTS`, `TARGET_PORTS` and `VIP_HASHES`, 64 numbers each; fixed.
+pub const BIT_SET_WORDS: u32 = 1_024;
 /// Entries of each `NODE_ADDRESSES`.
 pub const NODE_ADDRESSES_MAX: u32 = 4_096;
 /// Entries of `DEVICES`.

@@ -18,6 +18,7 @@ use crate::{
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendKey, FrontendValue},
     id::BackendId,
+    kind::Kinds,
     limits,
     next_hop::NextHopValue,
     rev_nat::{SockRevNatKey, SockRevNatValue},
@@ -45,8 +46,14 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const POD_CIDRS: &str = "POD_CIDRS";
 /// Base name of `VIPS4` and `VIPS6`.
 pub const VIPS: &str = "VIPS";
-/// Array of u64: the ports of frontends, a bit each ([`crate::port_set`]).
+/// The ports of frontends ([`crate::bit_set`]).
 pub const PORTS: &str = "PORTS";
+/// The ports of backends ([`crate::bit_set`]).
+pub const TARGET_PORTS: &str = "TARGET_PORTS";
+/// Hashes of VIPs ([`crate::bit_set`]).
+pub const VIP_HASHES: &str = "VIP_HASHES";
+/// Which kinds of connections may exist ([`crate::kind`]).
+pub const KINDS: &str = "KINDS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
 pub const NODE_ADDRESSES: &str = "NODE_ADDRESSES";
 /// ifindex → role.
@@ -150,7 +157,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 41] = {
+pub const MAPS: [MapSpec; 44] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -195,7 +202,10 @@ pub const MAPS: [MapSpec; 41] = {
             NO_PREALLOC,
             Agent,
         ),
-        spec::<u32, u64>("PORTS", Array, limits::PORT_WORDS, 0, Agent),
+        spec::<u32, u64>("PORTS", Array, limits::BIT_SET_WORDS, 0, Agent),
+        spec::<u32, u64>("TARGET_PORTS", Array, limits::BIT_SET_WORDS, 0, Agent),
+        spec::<u32, u64>("VIP_HASHES", Array, limits::BIT_SET_WORDS, 0, Agent),
+        spec::<u32, Kinds>("KINDS", Array, 2, 0, Datapath),
         spec::<u32, DeviceValue>("DEVICES", Hash, limits::DEVICES_MAX, NO_PREALLOC, Agent),
         spec::<FlowKey<V4>, ConnectionValue<V4>>(
             "CONNECTIONS4",

@@ -20,6 +20,7 @@ use crate::{
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    kind::{Kind, Kinds},
     next_hop::{Macs, NextHopValue},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
@@ -116,6 +117,7 @@ pod! {
     Settings { events_sample: u32, events_service_port: u32, events_drops_only: u32, refusals_per_second: u32 }
     NewFlows { window: Coarse, flows: u32, flows_before: u32, _pad: u32, recorded: u64, promoted: u64 }
     FloodState { last: Coarse }
+    Kinds { at: [Coarse; Kind::COUNT] }
     Allowance { last_ns: u64, credit: u64 }
     Event { time_ns: u64, service_port: ServicePortId, backend: BackendId, ifindex: u32, verdict: u32,
         src: [u8; 16], dst: [u8; 16], src_port: Be16, dst_port: Be16, protocol: Protocol, family: u8, _pad: [u8; 2] }

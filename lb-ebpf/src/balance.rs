@@ -14,6 +14,7 @@ use lb_common::{
     fragment::FragmentValue,
     frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::BackendId,
+    kind::Kind,
     maglev,
     maps::Scratch,
     verdict::{DropReason, Verdict},
@@ -22,6 +23,7 @@ use lb_common::{
 use crate::{
     backend::{self, Choice, Chosen},
     client::{self, Source},
+    concern,
     conntrack::{self, Opening},
     counters::{Seen, count, count_apart, count_connection, count_verdict},
     flood,
@@ -35,7 +37,6 @@ use crate::{
     nat::{self, Hop},
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
-    ports,
     reject::{self, Answer, Back, FamilyAnswer},
     service_cidr, tunnel, vip,
 };
@@ -129,7 +130,11 @@ const UNKNOWN: u32 = u32::MAX;
 /// each other must fit 512 bytes together, each rounded up to 32 (Linux 6.1).
 #[inline(always)]
 pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
-    if P::HANDS_ON && !ports::may_be_ours(work.headers.flow.tuple.dst_port) {
+    if P::HANDS_ON && !concern::xdp(work.headers.flow.tuple.dst_port) {
+        return Verdict::NotOurs;
+    }
+    if !P::HANDS_ON && work.is_tunnelled == 0 && !concern::tc(&work.headers, hook) {
+        count_verdict(Verdict::NotOurs, packet.len());
         return Verdict::NotOurs;
     }
     let bytes = packet.counted_len(work.headers.l3 as u32 + work.headers.ip_len);
@@ -573,6 +578,7 @@ fn unknown<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: H
 fn beside<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>) -> Verdict {
     work.opening.to = work.headers.flow.tuple;
     work.opening.flags = ConnectionFlags(0);
+    concern::note_kind(Kind::Beside, Coarse::from_ns(now_ns()));
     match recorded(packet, work) {
         Ok(()) => translated(packet, &work.headers, &work.opening.to),
         Err(reason) => reason,

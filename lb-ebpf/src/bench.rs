@@ -10,11 +10,12 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_fib_lookup, xdp_action},
     helpers::{
-        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_sk_release, bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
+        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_sk_release, bpf_skc_lookup_tcp,
+        bpf_xdp_adjust_head,
     },
-    macros::{classifier, map, xdp},
+    macros::{cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
-    programs::{TcContext, XdpContext},
+    programs::{SockAddrContext, TcContext, XdpContext},
 };
 
 /// Bytes restored: Ethernet, IPv6 and TCP headers.
@@ -148,6 +149,43 @@ pub fn floor_return_xdp(_context: XdpContext) -> u32 {
 #[classifier]
 pub fn floor_return_tc(_context: TcContext) -> i32 {
     -1
+}
+
+/// Forwards without translating: a FIB lookup, and a redirect.
+#[classifier]
+pub fn floor_forward_tc(context: TcContext) -> i32 {
+    const IPV4: u32 = (0x0800_u16).to_be() as u32;
+    // SAFETY: the context is valid for the whole run of the program.
+    if unsafe { (*context.skb.skb).protocol } != IPV4 {
+        return -1;
+    }
+    // SAFETY: integers only, all zeroes is a value.
+    let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
+    let (Ok(src), Ok(dst)) = (context.load::<u32>(26), context.load::<u32>(30)) else { return -1 };
+    params.family = 2;
+    // SAFETY: as above.
+    params.ifindex = unsafe { (*context.skb.skb).ifindex };
+    params.__bindgen_anon_3.ipv4_src = src;
+    params.__bindgen_anon_4.ipv4_dst = dst;
+    let size = size_of::<bpf_fib_lookup>() as i32;
+    // SAFETY: valid context; `params` is initialised and `size` bytes long.
+    match unsafe { helpers::bpf_fib_lookup(context.as_ptr(), &raw mut params, size, 0) } {
+        // SAFETY: no parameters: the kernel finds the neighbour.
+        0 | 7 => unsafe { bpf_redirect_neigh(params.ifindex, core::ptr::null_mut(), 0, 0) as i32 },
+        _ => -1,
+    }
+}
+
+/// Nothing, at a hook of `connect()`.
+#[cgroup_sock_addr(connect4)]
+pub fn floor_connect4(_context: SockAddrContext) -> i32 {
+    1
+}
+
+/// Nothing, at a hook of `recvmsg()`.
+#[cgroup_sock_addr(recvmsg4)]
+pub fn floor_recvmsg4(_context: SockAddrContext) -> i32 {
+    1
 }
 
 /// Reads what a 5-tuple needs: Ethernet, IPv4, ports.

@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    backend,
+    backend, concern,
     counters::Outcome,
     flood,
     globals::{now_ns, random, snat_ports},
@@ -118,6 +118,7 @@ pub fn record<F: FamilyMaps>(
     entry.backend = opening.backend;
     entry.generation = generation(opening.service_port);
     entry.last_seen = Coarse::from_ns(now_ns());
+    concern::note(opening.flags, entry.last_seen);
     entry.flags = opening.flags.with(ConnectionFlags::REPLY);
     entry.phase = Phase::OPENING;
     entry._pad = [0; 2];

@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use crate::{
-    backend,
+    backend, concern,
     conntrack::{self, NOEXIST, Opening},
     frontend,
     globals::{flood_threshold, now_ns},
@@ -105,6 +105,7 @@ fn promote<F: FamilyMaps>(
     headers: &Headers<F>,
     entry: &'static mut ConnectionValue<F>,
 ) -> Option<&'static mut ConnectionValue<F>> {
+    concern::note(entry.flags, Coarse::from_ns(now_ns()));
     if !entry.flags.has(ConnectionFlags::TUNNEL) {
         flood::mirror(&mut opening.entry, entry, &headers.flow.tuple);
         if F::connections().insert(&opening.key, &opening.entry, NOEXIST).is_err() {

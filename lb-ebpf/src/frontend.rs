@@ -6,12 +6,12 @@ use lb_common::{
     source_range::SourceRangeKey,
 };
 
-use crate::{maps::FamilyMaps, ports};
+use crate::{concern, maps::FamilyMaps};
 
 /// The frontend that is dialled by `key`.
 #[inline(always)]
 pub fn lookup<F: FamilyMaps>(key: &FrontendKey<F>) -> Option<&'static FrontendValue> {
-    if !ports::has_frontends(key.port) {
+    if !concern::has_frontends(key.port) {
         return None;
     }
     // SAFETY: the agent replaces values whole (a fresh element under RCU); the one read stays valid for this run.

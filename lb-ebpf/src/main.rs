@@ -1,7 +1,7 @@
 //! The datapath: entry points only. Each turns its context into a packet or a call, lets the stages decide, and
 //! turns the verdict into a return code.
 //!
-//! Files in the order of a packet's way: `packet` (memory), `parse`, `balance` (the way through the stages),
+//! Files in the order of a packet's way: `packet` (memory), `parse`, `concern`, `balance` (the way through the stages),
 //! `conntrack`, `flood`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
 //! quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
@@ -11,6 +11,7 @@ mod allowance;
 mod backend;
 mod balance;
 mod client;
+mod concern;
 mod conntrack;
 mod counters;
 mod flood;
@@ -24,7 +25,6 @@ mod maps;
 mod nat;
 mod packet;
 mod parse;
-mod ports;
 mod reject;
 mod service_cidr;
 mod socket;

@@ -19,6 +19,7 @@ use lb_common::{
     fragment::{FragmentKey, FragmentValue},
     frontend::{FrontendKey, FrontendValue},
     id::BackendId,
+    kind::Kinds,
     limits,
     maps::{NO_COMMON_LRU, NO_PREALLOC, Scratch},
     next_hop::NextHopValue,
@@ -68,7 +69,13 @@ pub static MEMBERS: HashMap<
     { NO_PREALLOC as usize },
 > = HashMap::new();
 #[btf_map]
-pub static PORTS: Array<u64, { limits::PORT_WORDS as usize }> = Array::new();
+pub static PORTS: Array<u64, { limits::BIT_SET_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static TARGET_PORTS: Array<u64, { limits::BIT_SET_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static VIP_HASHES: Array<u64, { limits::BIT_SET_WORDS as usize }> = Array::new();
+#[btf_map]
+pub static KINDS: Array<Kinds, 2> = Array::new();
 #[btf_map]
 pub static DEVICES: HashMap<u32, DeviceValue, { limits::DEVICES_MAX as usize }, { NO_PREALLOC as usize }> =
     HashMap::new();

@@ -26,6 +26,7 @@ use lb_agent::{
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
+    bit_set,
     cidr::CidrValue,
     conntrack::ConnectionValue,
     counters::{TrafficCounter, VerdictCounter},
@@ -39,11 +40,10 @@ use lb_common::{
     limits,
     maps::{self, MAPS, MapType},
     next_hop::{self, NextHopValue},
-    port_set,
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
-    vip::{VipKey, VipValue},
+    vip::{self, VipKey, VipValue},
 };
 
 /// Entries of the larger maps in tests: enough, and quick to make.
@@ -635,6 +635,7 @@ impl Node {
     {
         let key = VipKey::<F> { addr: F::Addr::from_ip(addr).unwrap() };
         self.hash(&name::<F>("VIPS")).insert(key, VipValue { used: 1 }, 0).unwrap();
+        self.add_bit(maps::VIP_HASHES, vip::hash(&key.addr));
     }
 
     /// Lets `cidr` use a service port's source-ranged frontends.
@@ -730,6 +731,7 @@ impl Node {
                 node: F::Addr::default(),
             };
             self.hash(&name::<F>("BACKENDS")).insert(index, value, 0).unwrap();
+            self.add_bit(maps::TARGET_PORTS, server.addr.1);
             self.member(service, index, MemberSets::CLUSTER.with(MemberSets::LOCAL));
             self.array("SLOTS").set(index.0, index.0, 0).unwrap();
         }
@@ -786,13 +788,18 @@ impl Node {
             ..FrontendValue::default()
         };
         self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();
-        let word: u64 = self.array("PORTS").get(&port_set::word(key.port), 0).unwrap();
-        self.array("PORTS").set(port_set::word(key.port), word | port_set::bit(key.port), 0).unwrap();
+        self.add_bit(maps::PORTS, key.port.get());
+    }
+
+    /// Adds a number to a set of bits.
+    fn add_bit(&mut self, set: &str, number: u16) {
+        let word: u64 = self.array(set).get(&bit_set::word(number), 0).unwrap();
+        self.array(set).set(bit_set::word(number), word | bit_set::bit(number), 0).unwrap();
     }
 
     /// Empties the set of ports that frontends use.
     pub fn clear_ports(&mut self) {
-        (0..limits::PORT_WORDS).for_each(|index| self.array("PORTS").set(index, 0u64, 0).unwrap());
+        (0..limits::BIT_SET_WORDS).for_each(|index| self.array("PORTS").set(index, 0u64, 0).unwrap());
     }
 
     /// Takes a service port's frontend out of the maps.

@@ -1,7 +1,12 @@
 //! The measurements run: every way serves, and every row is there. Figures are not looked at. Needs root.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, reason = "tests")]
 
-use std::{ffi::OsStr, fs, path::Path, process::Command};
+use std::{
+    ffi::OsStr,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use ebpf_build::{Build, Toolchain};
 use serde_json::Value;
@@ -39,11 +44,14 @@ fn assert_rows(rows: &[Value], suite: &str, mut cases: Vec<String>) {
 }
 
 /// The object of the measuring programs is built here: it is part of no other.
+fn bench_object() -> PathBuf {
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
+    Build { workspace, toolchain: Toolchain::detect().unwrap(), log: false }.run_bench().unwrap()
+}
+
 #[test]
 fn every_way_of_a_packet_is_measured() {
-    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned();
-    let build = Build { workspace, toolchain: Toolchain::detect().unwrap(), log: false };
-    let object = build.run_bench().unwrap();
+    let object = bench_object();
     let rows = rows(env!("CARGO_BIN_EXE_bench-packets"), &["--object".as_ref(), object.as_os_str()]);
     let count =
         |prefix: &str| rows.iter().filter(|row| row["case"].as_str().unwrap().starts_with(prefix)).count();
@@ -60,14 +68,17 @@ fn every_way_of_a_packet_is_measured() {
 fn every_way_to_a_service_serves_and_is_measured() {
     let mut cases = Vec::new();
     for measure in ["TCP connect-request-close", "UDP new flows", "UDP round trips", "bulk TCP"] {
-        cases.push(format!("{measure}, direct"));
+        let floors = ["direct", "floor: empty programs", "floor: forwarded by a program"];
+        cases.extend(floors.map(|way| format!("{measure}, {way}")));
         let by = ["socket", "tc", "nftables", "iptables"].map(|by| format!("ClusterIP by {by}"));
         let from_outside = ["tc", "XDP", "nftables"].map(|by| format!("NodePort by {by}"));
         for path in by.into_iter().chain(from_outside) {
             cases.extend([1, 50].map(|services| format!("{measure}, {path}, services: {services}")));
         }
     }
-    assert_rows(&rows(env!("CARGO_BIN_EXE_bench-sockets"), &[]), "sockets", cases);
+    let object = bench_object();
+    let rows = rows(env!("CARGO_BIN_EXE_bench-sockets"), &["--object".as_ref(), object.as_os_str()]);
+    assert_rows(&rows, "sockets", cases);
 }
 
 #[test]

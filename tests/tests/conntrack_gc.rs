@@ -3,13 +3,14 @@
 
 use std::{collections::BTreeMap, path::Path};
 
-use aya::maps::{HashMap, Map, MapData};
-use lb_agent::conntrack_gc::{Collected, Connections};
+use aya::maps::{Array, HashMap, Map, MapData};
+use lb_agent::conntrack_gc::{Collected, Connections, KindLog};
 use lb_common::{
     conntrack::{Coarse, ConnectionFlags, ConnectionValue, Phase},
     family::{Address as _, Be16, Family, Protocol, V4, V6},
     flow::{FlowKey, Tuple},
     id::{BackendId, ServicePortId},
+    kind::{self, Kind, Kinds},
     maps,
 };
 use lb_tests::pinned_maps::PinnedMaps;
@@ -86,10 +87,11 @@ where
     }
     let mut connections = Connections::<F>::open(dir).unwrap();
     let collected = connections.collect(NOW).unwrap();
-    assert_eq!(collected, Collected { entries: all.len(), removed: all.len() - alive.len() });
+    let kinds = Kind::Kept.bit();
+    assert_eq!(collected, Collected { entries: all.len(), removed: all.len() - alive.len(), kinds });
     assert_eq!(map.iter().collect::<Result<Entries<F>, _>>().unwrap(), alive);
     let again = connections.collect(NOW).unwrap();
-    assert_eq!(again, Collected { entries: alive.len(), removed: 0 }, "nothing more is dead");
+    assert_eq!(again, Collected { entries: alive.len(), removed: 0, kinds }, "nothing more is dead");
 
     // A packet comes between the walk and the removal: what was read is not what is there.
     let (key, dead) = all.iter().find(|(key, _)| !alive.contains_key(key)).unwrap();
@@ -108,4 +110,20 @@ fn exactly_the_dead_connections_go_with_both_directions() {
     let pins = PinnedMaps::create(&[]).unwrap();
     exactly_the_dead_go::<V4>(pins.dir(), "192.0.2.1", "10.96.0.1", "10.244.1.10");
     exactly_the_dead_go::<V6>(pins.dir(), "2001:db8::1", "fd00:96::1", "fd00:244:1::10");
+}
+
+#[test]
+fn kinds_of_connections_are_forgotten_when_there_are_none() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let data = MapData::from_pin(pins.dir().join(maps::KINDS)).unwrap();
+    let mut map: Array<MapData, Kinds> = Map::Array(data).try_into().unwrap();
+    let recorded = Kinds { at: [Coarse(7); Kind::COUNT] };
+    map.set(kind::RECORDED, recorded, 0).unwrap();
+    let exist = || recorded.since(&map.get(&kind::FORGOTTEN, 0).unwrap());
+    let mut log = KindLog::open(pins.dir()).unwrap();
+    assert_eq!((log.recorded().unwrap(), exist()), (recorded, 0b1111));
+    log.forget(&recorded, Kind::Replaced.bit(), NOW).unwrap();
+    assert_eq!(exist(), Kind::Replaced.bit());
+    log.forget(&recorded, 0, NOW).unwrap();
+    assert_eq!(exist(), 0);
 }

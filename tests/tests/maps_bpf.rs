@@ -18,12 +18,14 @@ use lb_agent::{
     source::{Change, Kind, ObjectRef},
 };
 use lb_common::{
+    bit_set,
     counters::TrafficCounter,
     family::{Addr4, Address as _, Be16, Protocol, V4},
     frontend::{FrontendKey, FrontendValue},
     id::ServicePortId,
-    maps, port_set,
+    maps,
     source_range::{SourceRangeData, SourceRangeValue},
+    vip,
 };
 use lb_tests::{
     pinned_maps::PinnedMaps,
@@ -78,31 +80,36 @@ fn the_kernel_holds_what_the_scripts_expect_and_lets_it_go_again() {
     assert!(lines.lines().all(|line| line.starts_with("GENERATION ")), "{lines}");
 }
 
-fn port_words(pins: &PinnedMaps) -> Array<MapData, u64> {
-    Map::from_map_data(MapData::from_pin(pins.dir().join("PORTS")).unwrap()).unwrap().try_into().unwrap()
+fn words(pins: &PinnedMaps, set: &str) -> Array<MapData, u64> {
+    Map::from_map_data(MapData::from_pin(pins.dir().join(set)).unwrap()).unwrap().try_into().unwrap()
 }
 
-/// 0 for a port that no frontend has.
-fn port_bit(pins: &PinnedMaps, port: u16) -> u64 {
-    port_words(pins).get(&port_set::word(Be16::new(port)), 0).unwrap() & port_set::bit(Be16::new(port))
+fn has(pins: &PinnedMaps, set: &str, number: u16) -> bool {
+    words(pins, set).get(&bit_set::word(number), 0).unwrap() & bit_set::bit(number) != 0
 }
 
 #[test]
-fn ports_of_frontends_are_a_set_that_the_next_full_check_tidies() {
+fn the_bits_of_what_is_written_are_set_and_stay_set() {
     let pins = PinnedMaps::create(&[]).unwrap();
+    let vip = vip::hash(&Addr4([10, 96, 0, 10]));
+    let bits = [(maps::PORTS, 53), (maps::TARGET_PORTS, 5353), (maps::VIP_HASHES, vip)];
+    let found = |pins: &PinnedMaps| bits.map(|(set, number)| has(pins, set, number));
     let mut first = reconciler(&pins, &["dual-stack.yaml"]);
-    assert_eq!(port_bit(&pins, 53), 0);
+    assert_eq!(found(&pins), [false; 3]);
     first.sync().unwrap();
-    assert!(port_bit(&pins, 53) != 0 && port_bit(&pins, 54) == 0);
-    port_words(&pins).set(port_set::word(Be16::new(53)), 0, 0).unwrap();
-    assert_eq!(port_bit(&pins, 53), 0, "somebody else took it away");
+    assert_eq!(found(&pins), [true; 3]);
+    assert!(!has(&pins, maps::PORTS, 54));
+    for (set, number) in bits {
+        words(&pins, set).set(bit_set::word(number), 0, 0).unwrap();
+    }
+    assert_eq!(found(&pins), [false; 3], "somebody else took them away");
     first.verify().unwrap();
-    assert_ne!(port_bit(&pins, 53), 0);
+    assert_eq!(found(&pins), [true; 3]);
     drop(first);
     let mut empty = reconciler(&pins, &[]);
     empty.sync().unwrap();
     empty.verify().unwrap();
-    assert_eq!(port_bit(&pins, 53), 0);
+    assert_eq!(found(&pins), [true; 3], "connections may outlive their frontends");
 }
 
 #[test]

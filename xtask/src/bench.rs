@@ -34,7 +34,7 @@ pub struct Options {
     /// Only see that everything works: half a minute, figures without meaning
     #[arg(long)]
     quick: bool,
-    /// Only cases whose name contains this; of several, one of them (packets)
+    /// Only cases (packets) or ways (sockets) whose name contains this; of several, one of them
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
 }
@@ -53,7 +53,7 @@ pub fn bench(subject: Subject, options: &Options) -> Result<()> {
         Subject::Sockets => "bench-sockets",
     };
     let mut bench = command("cargo", &["run", "--release", "--package", "lb-tests", "--bin", name, "--"]);
-    if matches!(subject, Subject::Packets) {
+    if !matches!(subject, Subject::Control) {
         let build = Build { workspace: workspace(), toolchain: Toolchain::detect()?, log: false };
         bench.arg("--object").arg(build.run_bench()?);
     }

@@ -34,7 +34,7 @@ use super::{Dirs, crash, events, node_args::NodeArgs, servers};
 use crate::{
     admin::{self, Admin},
     config::{self, Config, PortRange, Source},
-    conntrack_gc::{self, Connections},
+    conntrack_gc::{self, Collected, Connections, KindLog},
     datapath::{
         OBJECT,
         attach::{AttachMode, Attacher},
@@ -676,6 +676,7 @@ fn start_collection(
 ) -> anyhow::Result<()> {
     let mut four = Connections::<V4>::open(pins.dir())?;
     let mut six = Connections::<V6>::open(pins.dir())?;
+    let mut kinds = KindLog::open(pins.dir())?;
     let (mut ticks, stop) = (interval(config.gc_period), stop.clone());
     tokio::spawn(async move {
         loop {
@@ -685,15 +686,27 @@ fn start_collection(
             }
             // Thousands of system calls: not on a thread that others wait for.
             tokio::task::block_in_place(|| {
-                collect(&mut four, IpFamily::V4, &metrics);
-                collect(&mut six, IpFamily::V6, &metrics);
+                let begun = (conntrack_gc::now(), kinds.recorded());
+                let v4 = collect(&mut four, IpFamily::V4, &metrics);
+                let v6 = collect(&mut six, IpFamily::V6, &metrics);
+                if let (Some(v4), Some(v6)) = (v4, v6)
+                    && let Err(error) =
+                        begun.1.and_then(|recorded| kinds.forget(&recorded, v4.kinds | v6.kinds, begun.0))
+                {
+                    tracing::warn!("forget kinds of connections: {error}");
+                }
             });
         }
     });
     Ok(())
 }
 
-fn collect<F: Family>(connections: &mut Connections<F>, family: IpFamily, metrics: &CollectionMetrics)
+/// Collects one family; what was found, unless it failed.
+fn collect<F: Family>(
+    connections: &mut Connections<F>,
+    family: IpFamily,
+    metrics: &CollectionMetrics,
+) -> Option<Collected>
 where
     FlowKey<F>: bytemuck::Pod + aya::Pod,
     ConnectionValue<F>: bytemuck::Pod + aya::Pod,
@@ -702,8 +715,9 @@ where
     let result = connections.collect(conntrack_gc::now());
     let removed = result.as_ref().ok().map(|found| found.removed);
     metrics.collected(family, begun.elapsed(), removed);
-    match result {
+    match &result {
         Ok(found) => tracing::debug!(found.entries, found.removed, "connections collected"),
         Err(error) => tracing::warn!("collect connections: {error}"),
     }
+    result.ok()
 }

@@ -14,11 +14,11 @@ use lb_common::{
     id::{BackendId, ServicePortId},
     maps,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
-    vip::{VipKey, VipValue},
+    vip::{self, VipKey, VipValue},
 };
 
 use crate::maps::{
-    Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, family_map_name, ports::Ports,
+    Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, bit_set::BitSet, family_map_name,
 };
 
 /// [`Maps`] in the kernel.
@@ -28,7 +28,9 @@ pub struct BpfMaps {
     members: Table<HashMap<MapData, MemberKey, MemberValue>>,
     slots: Table<Array<MapData, u32>>,
     generations: Table<Array<MapData, u32>>,
-    ports: Ports,
+    ports: BitSet,
+    target_ports: BitSet,
+    vip_hashes: BitSet,
 }
 
 /// A map with its size.
@@ -57,7 +59,9 @@ impl BpfMaps {
             members: Table::open(pin_dir, maps::MEMBERS)?,
             slots: Table::open(pin_dir, maps::SLOTS)?,
             generations: Table::open(pin_dir, maps::GENERATIONS)?,
-            ports: Ports::open(pin_dir)?,
+            ports: BitSet::open(pin_dir, maps::PORTS)?,
+            target_ports: BitSet::open(pin_dir, maps::TARGET_PORTS)?,
+            vip_hashes: BitSet::open(pin_dir, maps::VIP_HASHES)?,
         })
     }
 
@@ -86,11 +90,37 @@ impl BpfMaps {
     }
 }
 
+impl BpfMaps {
+    /// Sets the bit that `write` needs.
+    fn add_bits<F: Family>(&mut self, write: &FamilyWrite<F>) -> Result<(), MapError> {
+        match write {
+            FamilyWrite::Frontend(key, Some(_)) => self.ports.add(key.port.get()),
+            FamilyWrite::Backend(_, Some(backend)) => self.target_ports.add(backend.port.get()),
+            FamilyWrite::Vip(key, Some(_)) => self.vip_hashes.add(vip::hash(&key.addr)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Sets the bits that `state` needs, whatever the maps have.
+    fn restore_bits(&mut self, state: &MapState) -> Result<(), MapError> {
+        let (v4, v6) = (&state.v4, &state.v6);
+        let (of_v4, of_v6) = (v4.frontends.keys(), v6.frontends.keys());
+        self.ports.restore(of_v4.map(|key| key.port.get()).chain(of_v6.map(|key| key.port.get())))?;
+        let (of_v4, of_v6) = (v4.backends.values(), v6.backends.values());
+        self.target_ports.restore(
+            of_v4.map(|backend| backend.port.get()).chain(of_v6.map(|backend| backend.port.get())),
+        )?;
+        let (of_v4, of_v6) = (v4.vips.keys(), v6.vips.keys());
+        self.vip_hashes
+            .restore(of_v4.map(|key| vip::hash(&key.addr)).chain(of_v6.map(|key| vip::hash(&key.addr))))
+    }
+}
+
 impl Maps for BpfMaps {
     fn apply(&mut self, write: &Write) -> Result<(), MapError> {
         match *write {
-            Write::V4(FamilyWrite::Frontend(key, Some(_))) => self.ports.add(key.port)?,
-            Write::V6(FamilyWrite::Frontend(key, Some(_))) => self.ports.add(key.port)?,
+            Write::V4(write) => self.add_bits(&write)?,
+            Write::V6(write) => self.add_bits(&write)?,
             _ => {}
         }
         match *write {
@@ -115,8 +145,7 @@ impl Maps for BpfMaps {
             generations: self.dump_generations()?,
         };
         state.slots = self.dump_slots(&state)?;
-        let (v4, v6) = (state.v4.frontends.keys(), state.v6.frontends.keys());
-        self.ports.become_like(&v4.map(|key| key.port).chain(v6.map(|key| key.port)).collect())?;
+        self.restore_bits(&state)?;
         Ok(state)
     }
 

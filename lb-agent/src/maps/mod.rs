@@ -4,10 +4,10 @@
 //! Of `SLOTS` and `GENERATIONS`, which are arrays, a [`MapState`] holds what means something: the slots that a
 //! frontend's run covers, and the generations that ever moved.
 
+mod bit_set;
 pub mod bpf;
 pub mod dump;
 pub mod fake;
-mod ports;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

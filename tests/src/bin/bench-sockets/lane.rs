@@ -22,6 +22,7 @@ use lb_tests::{
 };
 
 use crate::{
+    floor::Floor,
     kube_proxy,
     load::{Client, Measure, Request, Server},
     offload::fit_for_xdp,
@@ -41,14 +42,20 @@ pub(crate) struct Lane {
     agent: Option<Agent>,
     client: Option<Client>,
     server: Option<Server>,
+    _floor: Option<Floor>,
 }
 
 impl Lane {
     /// Builds it for these Services, which lie in `manifests` too.
-    pub(crate) fn start(path: Path, list: &[ServicePort], manifests: &FilePath) -> Result<Self> {
+    pub(crate) fn start(
+        path: Path,
+        list: &[ServicePort],
+        manifests: &FilePath,
+        object: &[u8],
+    ) -> Result<Self> {
         let prefix = sweep::unique_prefix();
         // Made first, so that dropping it removes whatever a failure below leaves.
-        let mut lane = Self { path, prefix, agent: None, client: None, server: None };
+        let mut lane = Self { path, prefix, agent: None, client: None, server: None, _floor: None };
         let cgroup = Cgroup::create(&lane.prefix)?;
         let names = ["client", "node", "backend"].map(|role| format!("{}-{role}", lane.prefix));
         let namespaces = Namespace::create(&names)?;
@@ -73,7 +80,7 @@ impl Lane {
             }
             None if path == Path::Iptables => kube_proxy::load_iptables(node, list)?,
             None if path.is_nftables() => kube_proxy::load_nftables(node, NODE, list)?,
-            None => {}
+            None => lane._floor = Floor::attach(path, object, node, &of_node)?,
         }
         lane.server = Some(Server::start(&place(backend, &cgroup, "backend")?, &BACKENDS)?);
         let sources: Vec<Ipv4Addr> = (2..2 + SOURCES).map(source).collect();
@@ -89,7 +96,7 @@ impl Lane {
     /// Operations, or gigabits, in a second.
     pub(crate) fn rate(&mut self, measure: Measure, duration: Duration) -> Result<f64> {
         let to = match self.path {
-            Path::Direct => SocketAddrV4::new(BACKENDS[0], measure.port()),
+            path if path.is_direct() => SocketAddrV4::new(BACKENDS[0], measure.port()),
             path if path.is_node_port() => SocketAddrV4::new(NODE, node_port(measure)),
             _ => SocketAddrV4::new(CLUSTER_IP, cluster_port(measure)),
         };

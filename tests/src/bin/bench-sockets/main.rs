@@ -5,6 +5,7 @@
 //! the machine down for a while slows down all three.
 
 mod cpu;
+mod floor;
 mod kube_proxy;
 mod lane;
 mod load;
@@ -13,9 +14,9 @@ mod path;
 mod services;
 mod suite;
 
-use std::net::Ipv4Addr;
+use std::{fs, net::Ipv4Addr, path::PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use clap::{Parser, Subcommand};
 use lb_tests::bench::Output;
 
@@ -32,6 +33,12 @@ struct Arguments {
     /// Numbers of Services, separated by commas
     #[arg(long, value_delimiter = ',', value_parser = clap::value_parser!(u16).range(1..=20_000))]
     services: Vec<u16>,
+    /// The object of the measuring programs
+    #[arg(long)]
+    object: Option<PathBuf>,
+    /// Only ways whose name contains this; of several, one of them
+    #[arg(long, value_name = "TEXT")]
+    only: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -48,7 +55,7 @@ enum Role {
 }
 
 fn main() -> Result<()> {
-    let Arguments { role, quick, services, output } = Arguments::parse();
+    let Arguments { role, quick, services, object, only, output } = Arguments::parse();
     if role.is_some() {
         cpu::take_last()?;
     }
@@ -58,7 +65,8 @@ fn main() -> Result<()> {
         None => {
             let plan = if quick { &suite::QUICK } else { &suite::FULL };
             let sizes = if services.is_empty() { plan.sizes.to_vec() } else { services };
-            output.publish(&suite::measure(plan, &sizes)?)
+            let object = fs::read(object.context("--object is missing")?).context("read the object")?;
+            output.publish(&suite::measure(plan, &sizes, &only, &object)?)
         }
     }
 }

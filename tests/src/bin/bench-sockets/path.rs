@@ -5,10 +5,14 @@ use lb_tests::bench::row::Target;
 use crate::load::Measure;
 
 /// A way.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Path {
     /// The client dials the backend, the node forwards: what the others are compared with.
     Direct,
+    /// The same with programs that do nothing at the hooks of `SocketLb`: what being asked costs.
+    Empty,
+    /// The same with a program at the client's and the backend's device that forwards by itself.
+    Forward,
     /// A pod dials a ClusterIP, its socket is led to the backend.
     SocketLb,
     /// A pod dials a ClusterIP, packets are translated at its device.
@@ -27,7 +31,9 @@ pub(crate) enum Path {
 
 impl Path {
     /// All that are compared, in the order in which they are shown.
-    pub(crate) const COMPARED: [Self; 7] = [
+    pub(crate) const COMPARED: [Self; 9] = [
+        Self::Empty,
+        Self::Forward,
         Self::SocketLb,
         Self::Tc,
         Self::Nftables,
@@ -41,6 +47,8 @@ impl Path {
     pub(crate) const fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::Empty => "floor: empty programs",
+            Self::Forward => "floor: forwarded by a program",
             Self::SocketLb => "ClusterIP by socket",
             Self::Tc => "ClusterIP by tc",
             Self::NodePortTc => "NodePort by tc",
@@ -66,6 +74,11 @@ impl Path {
     /// True if the client dials a NodePort.
     pub(crate) const fn is_node_port(self) -> bool {
         matches!(self, Self::NodePortTc | Self::NodePortXdp | Self::NodePortNftables)
+    }
+
+    /// True if the client dials the backend, so that Services play no part.
+    pub(crate) const fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::Empty | Self::Forward)
     }
 
     /// True if nftables rules translate.

@@ -29,7 +29,7 @@ pub(crate) struct Plan {
 
 /// What is published.
 pub(crate) const FULL: Plan =
-    Plan { sizes: &[1, 1_000, 10_000], rounds: 9, duration: Duration::from_millis(150), has_targets: true };
+    Plan { sizes: &[1, 1_000, 10_000], rounds: 25, duration: Duration::from_millis(50), has_targets: true };
 /// Only shows that every way serves.
 pub(crate) const QUICK: Plan =
     Plan { sizes: &[1, 50], rounds: 2, duration: Duration::from_millis(20), has_targets: false };
@@ -38,26 +38,29 @@ pub(crate) const QUICK: Plan =
 #[derive(Default)]
 struct Samples {
     direct: BTreeMap<usize, Vec<f64>>,
-    ratios: BTreeMap<(usize, usize, u16), Vec<f64>>,
+    ratios: BTreeMap<(usize, Path, u16), Vec<f64>>,
 }
 
 /// Measures everything.
-pub(crate) fn measure(plan: &Plan, sizes: &[u16]) -> Result<Vec<Row>> {
+pub(crate) fn measure(plan: &Plan, sizes: &[u16], only: &[String], object: &[u8]) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
     let directory = Directory::new()?;
-    let mut direct = Lane::start(Path::Direct, &[], &directory.0)?;
-    for &services in sizes {
+    let mut direct = Lane::start(Path::Direct, &[], &directory.0, object)?;
+    let is_wanted = |path: &Path| only.is_empty() || only.iter().any(|text| path.name().contains(text));
+    for (number, &services) in sizes.iter().enumerate() {
         eprintln!("{services} services");
         let list = service_ports(services.into());
         directory.write(&manifests(&list))?;
-        let start = |path| Lane::start(path, &list, &directory.0).with_context(|| format!("{path:?}"));
-        let mut lanes: Vec<Lane> = Path::COMPARED.into_iter().map(start).collect::<Result<_>>()?;
+        let start =
+            |path| Lane::start(path, &list, &directory.0, object).with_context(|| format!("{path:?}"));
+        let paths = Path::COMPARED.into_iter().filter(|path| number == 0 || !path.is_direct());
+        let mut lanes: Vec<Lane> = paths.filter(is_wanted).map(start).collect::<Result<_>>()?;
         for measure in 0..Measure::ALL.len() {
             for round in 0..=plan.rounds {
                 // Round 0 fills caches and neighbour tables.
                 let rates = one_round(&mut direct, &mut lanes, Measure::ALL[measure], plan.duration)?;
                 if round > 0 {
-                    samples.add((measure, services), &rates);
+                    samples.add((measure, services), &lanes, &rates);
                 }
             }
         }
@@ -82,10 +85,10 @@ fn one_round(
 }
 
 impl Samples {
-    fn add(&mut self, (measure, services): (usize, u16), rates: &[f64]) {
+    fn add(&mut self, (measure, services): (usize, u16), lanes: &[Lane], rates: &[f64]) {
         self.direct.entry(measure).or_default().extend(rates.iter().step_by(2));
-        for (path, ratio) in ratios(rates).into_iter().enumerate() {
-            self.ratios.entry((measure, path, services)).or_default().push(ratio);
+        for (lane, ratio) in lanes.iter().zip(ratios(rates)) {
+            self.ratios.entry((measure, lane.path(), services)).or_default().push(ratio);
         }
     }
 }
@@ -104,8 +107,11 @@ fn rows(plan: &Plan, samples: Samples) -> Vec<Row> {
         rows.push(row(case, measure.unit(), rates, Target::NotSet));
     }
     for ((measure, path, services), ratios) in samples.ratios {
-        let (measure, path) = (Measure::ALL[measure], Path::COMPARED[path]);
-        let case = format!("{}, {}, services: {services}", measure.name(), path.name());
+        let measure = Measure::ALL[measure];
+        let mut case = format!("{}, {}", measure.name(), path.name());
+        if !path.is_direct() {
+            case += &format!(", services: {services}");
+        }
         let target = if plan.has_targets { path.target(measure) } else { Target::NotSet };
         rows.push(row(case, "of direct", ratios, target));
     }

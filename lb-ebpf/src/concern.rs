@@ -1,0 +1,100 @@
+//! May a packet concern us at all? Asked of every packet before any hash map is: the answers are bits of arrays
+//! (`lb_common::bit_set`, `lb_common::kind`). Most packets of a node are not ours.
+
+use aya_ebpf::btf_maps::Array;
+use lb_common::{
+    bit_set,
+    conntrack::{Coarse, ConnectionFlags},
+    family::Be16,
+    kind::{self, Kind},
+    limits, vip,
+};
+
+use crate::{
+    balance::Hook,
+    flood,
+    globals::snat_ports,
+    maps::{FamilyMaps, KINDS, PORTS, TARGET_PORTS, VIP_HASHES},
+    parse::Headers,
+    service_cidr,
+};
+
+type BitSet = Array<u64, { limits::BIT_SET_WORDS as usize }>;
+
+#[inline(always)]
+fn has(set: &BitSet, number: u16) -> bool {
+    set.get(bit_set::word(number)).is_some_and(|word| word & bit_set::bit(number) != 0)
+}
+
+/// True if frontends use the port, or did.
+#[inline(always)]
+pub fn has_frontends(port: Be16) -> bool {
+    has(&PORTS, port.get())
+}
+
+/// True if a packet to `port` may concern XDP: frontends use it, or it may be the source port that a connection was given
+/// (SNAT). What is answered to another is left to tc.
+#[inline(always)]
+pub fn xdp(port: Be16) -> bool {
+    let (min, count) = snat_ports();
+    (port.get() as u32).wrapping_sub(min) < count || has_frontends(port)
+}
+
+/// True if a packet with `headers` may concern tc at `hook`: it may dial a frontend, belong to a connection of a kind that is
+/// translated there, or go to an address that is ours whatever the port.
+#[inline(always)]
+pub fn tc<F: FamilyMaps>(headers: &Headers<F>, hook: Hook) -> bool {
+    let (src_port, dst_port) = (headers.flow.tuple.src_port.get(), headers.flow.tuple.dst_port.get());
+    let kinds = kinds();
+    let exist = |these: u32| kinds & these != 0;
+    let belongs = match hook {
+        Hook::UplinkIngress | Hook::WorkloadIngress => {
+            exist(Kind::Replaced.bit() | Kind::Host.bit() | Kind::Beside.bit())
+                // The client may dial a backend from a port from which it dialled a frontend.
+                || (exist(Kind::Kept.bit()) && has(&TARGET_PORTS, dst_port))
+        }
+        Hook::UplinkEgress | Hook::WorkloadEgress => {
+            exist(Kind::Host.bit())
+                || (exist(Kind::Kept.bit() | Kind::Beside.bit()) && has(&TARGET_PORTS, src_port))
+        }
+    };
+    if belongs || flood::is_recent() {
+        return true;
+    }
+    if hook == Hook::WorkloadEgress {
+        return false;
+    }
+    let dst = &headers.flow.tuple.dst;
+    has(&PORTS, dst_port) || has(&VIP_HASHES, vip::hash(dst)) || service_cidr::contains::<F>(dst)
+}
+
+/// The kinds of connections that may exist.
+#[inline(always)]
+fn kinds() -> u32 {
+    match (KINDS.get(kind::RECORDED), KINDS.get(kind::FORGOTTEN)) {
+        (Some(recorded), Some(forgotten)) => recorded.since(forgotten),
+        _ => 0,
+    }
+}
+
+/// Notes that a connection with `flags` is about to be recorded.
+#[inline(always)]
+pub fn note(flags: ConnectionFlags, now: Coarse) {
+    if let Some(kind) = Kind::of(flags) {
+        note_kind(kind, now);
+    }
+}
+
+/// The same of a kind.
+#[inline(always)]
+pub fn note_kind(kind: Kind, now: Coarse) {
+    let Some(recorded) = KINDS.get_ptr_mut(kind::RECORDED) else { return };
+    // SAFETY: an aligned integer inside the element; other CPUs write the same number. Read first, so that the line stays
+    // shared.
+    unsafe {
+        let at = &raw mut (*recorded).at[kind as usize];
+        if *at != now {
+            *at = now;
+        }
+    }
+}
