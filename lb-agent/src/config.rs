@@ -181,6 +181,8 @@ pub struct Config {
     pub algorithm: Algorithm,
     /// How packets of Services that say nothing of it get to backends elsewhere.
     pub forwarding: Forwarding,
+    /// What pods dial is sent on by the programs, past the stack.
+    pub forwards_pods: bool,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// Where sockets are destroyed whose backend has left.

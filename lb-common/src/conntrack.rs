@@ -15,9 +15,11 @@ pub struct ConnectionFlags(pub u8);
 impl ConnectionFlags {
     /// Backend → client. Otherwise client → backend.
     pub const REPLY: Self = Self(1);
-    /// The source address is rewritten to a node address: both directions are translated where they come in, and
-    /// sent on by the program itself, because the stack drops a foreign packet with a source address of its own.
-    pub const SNAT: Self = Self(2);
+    /// Both directions are translated where they come in, and sent on by the program itself.
+    pub const FORWARDED: Self = Self(2);
+    /// The same, and the source address is rewritten to a node address: the stack would drop a foreign packet with a source
+    /// address of its own.
+    pub const SNAT: Self = Self(Self::FORWARDED.0 | 16);
     /// The client is a process of this node whose packets are translated as they leave.
     pub const HOST: Self = Self(4);
     /// Client → backend's node, in a tunnel: `to` has the addresses of the tunnel's ends, and the packet in it stays as it

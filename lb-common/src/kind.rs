@@ -18,8 +18,8 @@ pub const FORGOTTEN: u32 = 1;
 pub enum Kind {
     /// The client keeps its address: its packets are translated where they come in, the answers where they leave.
     Kept = 0,
-    /// The client got a node address: both directions are translated where they come in.
-    Replaced = 1,
+    /// Both directions are translated where they come in, as they are where the client gets a node address.
+    Forwarded = 1,
     /// The client is a process of this node, whose packets are translated as they leave.
     Host = 2,
     /// No frontend was dialled: the client talks to a backend directly, from another port than it believes. Stands in
@@ -35,8 +35,8 @@ impl Kind {
     /// look for, and what is looked up goes to a frontend's port.
     #[inline(always)]
     pub const fn of(flags: ConnectionFlags) -> Option<Self> {
-        if flags.has(ConnectionFlags::SNAT) {
-            Some(Self::Replaced)
+        if flags.has(ConnectionFlags::FORWARDED) {
+            Some(Self::Forwarded)
         } else if flags.has(ConnectionFlags::HOST) {
             Some(Self::Host)
         } else if flags.has(ConnectionFlags::TUNNEL) {
@@ -77,7 +77,7 @@ impl Kinds {
     /// Forgets the kinds of which a collection that began at `begun`, when `recorded` stood there, has found none. One recorded
     /// within the two units of the clock before may have been written while it went on.
     pub fn forget(&mut self, recorded: &Self, found: u32, begun: Coarse) {
-        for kind in [Kind::Kept, Kind::Replaced, Kind::Host, Kind::Beside] {
+        for kind in [Kind::Kept, Kind::Forwarded, Kind::Host, Kind::Beside] {
             let stands_as = if kind == Kind::Beside { Kind::Kept } else { kind };
             let last = recorded.at[kind as usize];
             if found & stands_as.bit() == 0 && last.0 + 2 < begun.0 {
@@ -98,7 +98,8 @@ mod tests {
         let reply = ConnectionFlags::REPLY;
         for (flags, kind) in [
             (ConnectionFlags(0), Some(Kind::Kept)),
-            (ConnectionFlags::SNAT, Some(Kind::Replaced)),
+            (ConnectionFlags::SNAT, Some(Kind::Forwarded)),
+            (ConnectionFlags::FORWARDED, Some(Kind::Forwarded)),
             (ConnectionFlags::HOST, Some(Kind::Host)),
             (ConnectionFlags::TUNNEL, None),
         ] {

@@ -26,6 +26,8 @@ pub const SNAT_PORT_COUNT: &str = "SNAT_PORT_COUNT";
 pub const DETECT_LOCAL: &str = "DETECT_LOCAL";
 /// Read-only global (u32): 1 if whoever dials a ClusterIP gets a node address (kube-proxy's `--masquerade-all`).
 pub const MASQUERADE_ALL: &str = "MASQUERADE_ALL";
+/// Read-only global (u32): 1 if what pods dial is sent on by the programs, past the stack.
+pub const FORWARDS_PODS: &str = "FORWARDS_PODS";
 /// Read-only global (u32): new flows a second and CPU from which on they are recorded in `FLOOD`; 0: never.
 pub const FLOOD_THRESHOLD: &str = "FLOOD_THRESHOLD";
 /// Read-only global (u32): 1 if XDP asks first whether a packet is for a stateless frontend

@@ -29,7 +29,7 @@ use crate::{
     flood,
     forward::{self, FamilyRoute, Route, Way},
     frontend,
-    globals::{self, now_ns, random},
+    globals::{self, forwards_pods, now_ns, random},
     host_socket,
     icmp::Quote,
     icmp_error,
@@ -265,7 +265,7 @@ fn applied<F: Balanced, P: Packet, const HERE: bool>(
 pub fn belongs<F: Balanced>(entry: &ConnectionValue<F>, hook: Hook) -> bool {
     let flags = entry.flags;
     let reply = flags.has(ConnectionFlags::REPLY);
-    if flags.has(ConnectionFlags::SNAT) {
+    if flags.has(ConnectionFlags::FORWARDED) {
         hook.is_ingress()
     } else if flags.has(ConnectionFlags::HOST) {
         reply == hook.is_ingress()
@@ -305,7 +305,7 @@ fn rewritten<F: Balanced, P: Packet, const HERE: bool>(
 ) -> Verdict {
     let Work { headers, way, .. } = work;
     let mut route = Route::Local;
-    if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
+    if is_sent_on(entry.flags) {
         route = match routed(packet, headers, (&entry.to, entry.last_seen), 0, way) {
             Ok(route) => route,
             Err(reason) => return reason,
@@ -321,16 +321,18 @@ fn rewritten<F: Balanced, P: Packet, const HERE: bool>(
         nat::rewrite(packet, headers, &entry.to, hop)
     };
     match rewritten {
-        Ok(()) if hop == Hop::Yes => forward::send(packet, way),
+        Ok(()) if hop == Hop::Yes => forward::send(packet, headers.l3, way),
         Ok(()) => Verdict::Translated,
         Err(_) => Verdict::RewriteFailed,
     }
 }
 
-/// True for packets of the node's own processes on their way out.
+/// True if the program itself sends on what it translates: packets of forwarded connections, and those of the node's own
+/// processes on their way out.
 #[inline(always)]
-pub const fn is_host_forward(flags: ConnectionFlags) -> bool {
-    flags.has(ConnectionFlags::HOST) && !flags.has(ConnectionFlags::REPLY)
+pub const fn is_sent_on(flags: ConnectionFlags) -> bool {
+    flags.has(ConnectionFlags::FORWARDED)
+        || (flags.has(ConnectionFlags::HOST) && !flags.has(ConnectionFlags::REPLY))
 }
 
 /// Rewrites and leaves the rest to the stack.
@@ -406,7 +408,7 @@ fn sent<F: Balanced, P: Packet>(
         return ttl_exceeded::<P>();
     }
     match nat::rewrite(packet, headers, to, Hop::Yes) {
-        Ok(()) => forward::send(packet, way),
+        Ok(()) => forward::send(packet, headers.l3, way),
         Err(_) => Verdict::RewriteFailed,
     }
 }
@@ -723,8 +725,8 @@ fn is_hairpin<F: Balanced>(to: &Tuple<F>) -> bool {
 
 /// How a connection's packets travel to `chosen`, and if not by the stack, the way.
 ///
-/// The program sends on what gets a node address (SNAT), what goes in a tunnel, and what the node's own processes sent
-/// (HOST). A backend that is the node itself sees the client whatever was asked for: the stack takes no packet from its
+/// The program sends on what gets a node address (SNAT), what goes in a tunnel, what the node's own processes sent
+/// (HOST), and if it was told to what pods dial (FORWARDED). A backend that is the node itself sees the client whatever was asked for: the stack takes no packet from its
 /// own address (spec 4.27).
 #[inline(always)]
 fn flags<F: Balanced, P: Packet>(
@@ -733,9 +735,15 @@ fn flags<F: Balanced, P: Packet>(
     hook: Hook,
     way: &mut Way<F>,
 ) -> Result<ConnectionFlags, DropReason> {
+    let mut forwarded = ConnectionFlags::SNAT;
     let by_stack = match source {
         _ if hook == Hook::UplinkEgress => false,
-        Source::Kept => !is_hairpin(to),
+        Source::Kept if is_hairpin(to) => false,
+        Source::Kept if forwards_pods() && hook == Hook::WorkloadIngress => {
+            forwarded = ConnectionFlags::FORWARDED;
+            false
+        }
+        Source::Kept => true,
         Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
         Source::KeptThere | Source::Replaced => false,
     };
@@ -748,6 +756,6 @@ fn flags<F: Balanced, P: Packet>(
         _ if hook == Hook::UplinkEgress => ConnectionFlags::HOST,
         Source::KeptThere => ConnectionFlags::TUNNEL,
         Source::KeptHere if way.leads_to_workload() => ConnectionFlags(0),
-        _ => ConnectionFlags::SNAT,
+        _ => forwarded,
     })
 }

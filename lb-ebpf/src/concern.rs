@@ -49,7 +49,7 @@ pub fn tc<F: FamilyMaps>(headers: &Headers<F>, hook: Hook) -> bool {
     let exist = |these: u32| kinds & these != 0;
     let belongs = match hook {
         Hook::UplinkIngress | Hook::WorkloadIngress => {
-            exist(Kind::Replaced.bit() | Kind::Host.bit() | Kind::Beside.bit())
+            exist(Kind::Forwarded.bit() | Kind::Host.bit() | Kind::Beside.bit())
                 // The client may dial a backend from a port from which it dialled a frontend.
                 || (exist(Kind::Kept.bit()) && has(&TARGET_PORTS, dst_port))
         }

@@ -214,7 +214,7 @@ pub enum Claim {
 )]
 #[inline(always)]
 pub fn claim<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>, how: u32) -> bool {
-    let from_node = opening.flags != ConnectionFlags(0);
+    let from_node = opening.flags.has(ConnectionFlags::SNAT) || opening.flags.has(ConnectionFlags::HOST);
     if how != Claim::Kept as u32 && from_node && host_socket::waits_for(context, &opening.key) {
         return false;
     }

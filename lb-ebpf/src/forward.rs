@@ -19,7 +19,7 @@ use crate::{
     maps::DEVICES,
     nat::FamilyRewrite,
     packet::{NextHop, Packet},
-    parse::Headers,
+    parse::{ETHERNET_LEN, Headers},
 };
 
 /// Results of `bpf_fib_lookup` (`BPF_FIB_LKUP_RET_…`).
@@ -218,11 +218,20 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
     }
 }
 
-/// Sends a rewritten packet on its way. The lookup has put the gateway, of either family, in the destination's
-/// place.
+/// Gives a packet without link-layer header one. A BPF function of its own: its registers are not the callers'.
+#[inline(never)]
+fn links<P: Packet>(packet: &mut P) -> bool {
+    packet.add_link().is_ok()
+}
+
+/// Sends a rewritten packet, whose IP header is at `l3`, on its way. The lookup has put the gateway, of either family, in the
+/// destination's place. The kernel takes no packet without link-layer header here, as they come in by WireGuard, ipip or tun.
 #[inline(always)]
-pub fn send<F: FamilyRoute, P: Packet>(packet: &mut P, way: &mut Way<F>) -> Verdict {
+pub fn send<F: FamilyRoute, P: Packet>(packet: &mut P, l3: usize, way: &mut Way<F>) -> Verdict {
     if !P::HANDS_ON {
+        if l3 < ETHERNET_LEN && !links(packet) {
+            return Verdict::RewriteFailed;
+        }
         way.next_hop.neighbour.nh_family = way.params.family as u32;
         // SAFETY: every member of both unions is plain integers.
         way.next_hop.neighbour.__bindgen_anon_1.ipv6_nh = unsafe { way.params.__bindgen_anon_4.ipv6_dst };

@@ -19,6 +19,8 @@ static DETECT_LOCAL: u32 = DetectLocal::DEVICE_ROLE.0;
 #[unsafe(no_mangle)]
 static MASQUERADE_ALL: u32 = 0;
 #[unsafe(no_mangle)]
+static FORWARDS_PODS: u32 = 0;
+#[unsafe(no_mangle)]
 static FLOOD_THRESHOLD: u32 = 0;
 #[unsafe(no_mangle)]
 static STATELESS: u32 = 0;
@@ -55,6 +57,13 @@ pub fn detect_local() -> DetectLocal {
 pub fn masquerades_all() -> bool {
     // SAFETY: as in `node_netns_cookie`.
     unsafe { read_volatile(&MASQUERADE_ALL) != 0 }
+}
+
+/// True if what pods dial is sent on by the programs, past the stack.
+#[inline(always)]
+pub fn forwards_pods() -> bool {
+    // SAFETY: as in `node_netns_cookie`.
+    unsafe { read_volatile(&FORWARDS_PODS) != 0 }
 }
 
 /// New flows a second and CPU from which on there is a flood; 0: there never is.

@@ -15,7 +15,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, belongs, is_host_forward},
+    balance::{Balanced, Hook, Work, belongs, is_sent_on},
     conntrack,
     counters::{Seen, count_apart},
     forward::{self, Route, Way},
@@ -153,7 +153,7 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     if entry.to.src == quote.answer.tuple.src {
         quote.outer.src = headers.flow.tuple.src;
     }
-    if entry.flags.has(ConnectionFlags::SNAT) || is_host_forward(entry.flags) {
+    if is_sent_on(entry.flags) {
         forwarded(packet, headers, quote, way)
     } else if entry.flags.has(ConnectionFlags::HOST) && hook == Hook::WorkloadIngress {
         received(packet, headers, quote, way)
@@ -205,7 +205,7 @@ fn forwarded<F: Balanced, P: Packet>(
     match forward::route(packet, &quote.outer, headers.ip_len as u16, way) {
         Ok(Route::Via) if headers.ttl <= 1 => Verdict::RefusedSilently,
         Ok(Route::Via) => match rewrite(packet, headers, quote, Hop::Yes) {
-            Ok(()) => forward::send(packet, way),
+            Ok(()) => forward::send(packet, headers.l3, way),
             Err(Refused) => Verdict::RewriteFailed,
         },
         Ok(Route::Local) => translated(packet, headers, quote),

@@ -42,7 +42,7 @@ pub fn send<F: Balanced, P: Packet>(
     answer: &mut Answer<F>,
 ) -> Verdict {
     match wrap(packet, headers, to, answer) {
-        Ok(()) => match forward::send(packet, way) {
+        Ok(()) => match forward::send(packet, headers.l3, way) {
             Verdict::Redirected => Verdict::Tunnelled,
             verdict => verdict,
         },

@@ -28,7 +28,7 @@ use lb_common::{
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     bit_set,
     cidr::CidrValue,
-    conntrack::ConnectionValue,
+    conntrack::{Coarse, ConnectionValue},
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
@@ -37,6 +37,7 @@ use lb_common::{
     flow::{FlowKey, Tuple},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    kind::{self, Kind, Kinds},
     limits,
     maps::{self, MAPS, MapType},
     next_hop::{self, NextHopValue},
@@ -227,6 +228,8 @@ pub struct LoadOptions<'a> {
     pub detect_local: settings::DetectLocal,
     /// Whoever dials a ClusterIP gets a node address.
     pub masquerade_all: bool,
+    /// What pods dial is sent on past the stack.
+    pub forwards_pods: bool,
     /// New flows a second and CPU that are a flood; 0: none are.
     pub flood_threshold: u32,
     /// XDP asks first whether a packet needs a connection.
@@ -545,6 +548,21 @@ impl Node {
         self.hash(&name::<F>("CONNECTIONS")).insert(*flow, entry, 0).unwrap();
     }
 
+    /// Kinds of connections that may exist, as [`Kind::bit`]s.
+    pub fn kinds(&mut self) -> u32 {
+        let kinds = self.array::<Kinds>(maps::KINDS);
+        kinds.get(&kind::RECORDED, 0).unwrap().since(&kinds.get(&kind::FORGOTTEN, 0).unwrap())
+    }
+
+    /// Forgets them, as if a collection had found no connections.
+    pub fn forget_kinds(&mut self) {
+        let mut kinds = self.array::<Kinds>(maps::KINDS);
+        // The clock counts seconds: another connection within this one would not show.
+        let before = Kinds { at: [Coarse(1); Kind::COUNT] };
+        kinds.set(kind::RECORDED, before, 0).unwrap();
+        kinds.set(kind::FORGOTTEN, before, 0).unwrap();
+    }
+
     /// Where XDP sent packets with `tuple`'s addresses last, as far as a CPU remembers it.
     pub fn next_hop<F: Family>(&mut self, tuple: &Tuple<F>) -> Option<NextHopValue<F>>
     where
@@ -851,6 +869,7 @@ pub fn ip(batch: &str) {
 fn create(options: &LoadOptions<'_>) -> Ebpf {
     let mut loader = EbpfLoader::new();
     let masquerade_all = u32::from(options.masquerade_all);
+    let forwards_pods = u32::from(options.forwards_pods);
     let stateless = u32::from(options.stateless);
     for spec in MAPS {
         if let Some(dir) = options.pins {
@@ -867,6 +886,7 @@ fn create(options: &LoadOptions<'_>) -> Ebpf {
     loader.override_global(settings::JIFFIES_AT_0, &jiffies.at_0, true);
     loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
     loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
+    loader.override_global(settings::FORWARDS_PODS, &forwards_pods, true);
     loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
     loader.override_global(settings::STATELESS, &stateless, true);
     if let Some(count) = &options.snat_ports {

@@ -34,7 +34,7 @@ use lb_agent::datapath::{
 use lb_agent::model::node::NodeAddresses;
 use lb_common::{
     cidr::CidrValue,
-    device::DeviceRole,
+    device::{DeviceFlags, DeviceRole},
     family::{Address as _, V4},
 };
 use tokio::sync::Mutex;
@@ -71,6 +71,7 @@ impl Node {
         LoadConfig {
             detect_local: lb_common::settings::DetectLocal::DEVICE_ROLE,
             masquerade_all: false,
+            forwards_pods: false,
             flood_threshold: 0,
             stateless: false,
             pin_dir: self.pin_dir(),
@@ -175,7 +176,7 @@ fn tcx_links_survive_the_agent_and_are_replaced_in_place() {
         let device = add_veth("up0");
         let mut first = node.agent(AttachMode::Auto);
         first.attach_cgroup(&node.cgroup).unwrap();
-        first.attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        first.attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default()).unwrap();
         assert_eq!(first.attachments().next().unwrap().mechanism, Mechanism::Tcx);
         let before = tcx_programs(device);
         assert_eq!(before.each_ref().map(Vec::len), [1, 1]);
@@ -186,7 +187,7 @@ fn tcx_links_survive_the_agent_and_are_replaced_in_place() {
         let mut second = node.agent(AttachMode::Auto);
         assert!(second.datapath().restarted);
         second.attach_cgroup(&node.cgroup).unwrap();
-        second.attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        second.attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default()).unwrap();
         let after = tcx_programs(device);
         assert_eq!(after.each_ref().map(Vec::len), [1, 1]);
         assert!(after[0] != before[0] && after[1] != before[1], "other programs run");
@@ -200,7 +201,7 @@ fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
         let device = add_veth("up0");
         for role in [DeviceRole::UPLINK, DeviceRole::WORKLOAD] {
             let mut agent = node.agent(AttachMode::Clsact);
-            agent.attach_device(device, "up0", role).unwrap();
+            agent.attach_device(device, "up0", role, DeviceFlags::default()).unwrap();
             drop(agent);
             assert_eq!(clsact(device), ([1, 1], true), "{}", role.name());
         }
@@ -214,10 +215,16 @@ fn clsact_filters_survive_the_agent_and_are_replaced_in_place() {
 fn a_change_of_mechanism_leaves_one_program_per_hook() {
     isolated(|node| {
         let device = add_veth("up0");
-        node.agent(AttachMode::Clsact).attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
-        node.agent(AttachMode::Tcx).attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        node.agent(AttachMode::Clsact)
+            .attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
+        node.agent(AttachMode::Tcx)
+            .attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
         assert_eq!((tcx_programs(device).map(|found| found.len()), clsact(device).0), ([1, 1], [0, 0]));
-        node.agent(AttachMode::Clsact).attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        node.agent(AttachMode::Clsact)
+            .attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
         assert_eq!((tcx_programs(device).map(|found| found.len()), clsact(device).0), ([0, 0], [1, 1]));
         node.cleanup();
         assert_eq!(clsact(device), ([0, 0], false), "the qdisc is known to be ours throughout");
@@ -229,7 +236,9 @@ fn a_qdisc_that_was_there_stays() {
     isolated(|node| {
         let device = add_veth("up0");
         aya::programs::tc::qdisc_add_clsact("up0").unwrap();
-        node.agent(AttachMode::Clsact).attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        node.agent(AttachMode::Clsact)
+            .attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
         node.cleanup();
         assert_eq!(clsact(device), ([0, 0], true));
     });
@@ -239,11 +248,15 @@ fn a_qdisc_that_was_there_stays() {
 fn a_link_of_another_device_with_the_same_ifindex_is_not_taken_for_ours() {
     isolated(|node| {
         let device = add_veth("up0");
-        node.agent(AttachMode::Tcx).attach_device(device, "up0", DeviceRole::UPLINK).unwrap();
+        node.agent(AttachMode::Tcx)
+            .attach_device(device, "up0", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
         run("ip", &["link", "del", "up0"]);
         run("ip", &["link", "add", "up1", "index", &device.to_string(), "type", "veth"]);
         assert_eq!(ifindex("up1"), device);
-        node.agent(AttachMode::Tcx).attach_device(device, "up1", DeviceRole::UPLINK).unwrap();
+        node.agent(AttachMode::Tcx)
+            .attach_device(device, "up1", DeviceRole::UPLINK, DeviceFlags::default())
+            .unwrap();
         assert_eq!(tcx_programs(device).map(|found| found.len()), [1, 1]);
     });
 }
@@ -266,11 +279,13 @@ fn cleanup_leaves_no_trace_and_may_be_repeated() {
         let (first, second) = (add_veth("up0"), add_veth("up1"));
         let mut agent = node.agent(AttachMode::Tcx);
         agent.attach_cgroup(&node.cgroup).unwrap();
-        agent.attach_device(first, "up0", DeviceRole::UPLINK).unwrap();
+        agent.attach_device(first, "up0", DeviceRole::UPLINK, DeviceFlags::default()).unwrap();
         let in_use = block_on(cleanup(&node.pin_dir()));
         assert!(matches!(in_use, Err(PinsError::InUse { .. })), "{in_use:?}");
         drop(agent);
-        node.agent(AttachMode::Clsact).attach_device(second, "up1", DeviceRole::WORKLOAD).unwrap();
+        node.agent(AttachMode::Clsact)
+            .attach_device(second, "up1", DeviceRole::WORKLOAD, DeviceFlags::default())
+            .unwrap();
         // What an agent with other layouts would have left.
         fs::create_dir_all(node.pin_dir().join("0/links")).unwrap();
 
@@ -294,7 +309,7 @@ fn detaching_a_device_removes_both_programs_and_both_pins() {
     isolated(|node| {
         let device = add_veth("pod0");
         let mut agent = node.agent(AttachMode::Tcx);
-        agent.attach_device(device, "pod0", DeviceRole::WORKLOAD).unwrap();
+        agent.attach_device(device, "pod0", DeviceRole::WORKLOAD, DeviceFlags::default()).unwrap();
         assert_eq!(agent.pinned_devices(), [device]);
         agent.detach_device(device).unwrap();
         assert_eq!(tcx_programs(device).map(|found| found.len()), [0, 0]);
@@ -306,7 +321,7 @@ impl Node {
     /// An agent that brings an uplink in line with `mode`, and what it says of it.
     fn xdp_agent(&self, mode: XdpMode, device: u32, name: &str) -> (Attacher, XdpPlace, String) {
         let mut agent = self.agent(AttachMode::Auto).with_xdp(mode);
-        agent.attach_device(device, name, DeviceRole::UPLINK).unwrap();
+        agent.attach_device(device, name, DeviceRole::UPLINK, DeviceFlags::default()).unwrap();
         agent.attach_xdp(device, DeviceRole::UPLINK, "veth").unwrap();
         let state = agent.attachments().next().unwrap().xdp.clone();
         (agent, state.place, state.reason)

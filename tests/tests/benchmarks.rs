@@ -70,7 +70,8 @@ fn every_way_to_a_service_serves_and_is_measured() {
     for measure in ["TCP connect-request-close", "UDP new flows", "UDP round trips", "bulk TCP"] {
         let floors = ["direct", "floor: empty programs", "floor: forwarded by a program"];
         cases.extend(floors.map(|way| format!("{measure}, {way}")));
-        let by = ["socket", "tc", "nftables", "iptables"].map(|by| format!("ClusterIP by {by}"));
+        let by = ["socket", "tc", "tc, sent on past the stack", "nftables", "iptables"]
+            .map(|by| format!("ClusterIP by {by}"));
         let from_outside = ["tc", "XDP", "nftables"].map(|by| format!("NodePort by {by}"));
         for path in by.into_iter().chain(from_outside) {
             cases.extend([1, 50].map(|services| format!("{measure}, {path}, services: {services}")));

@@ -122,8 +122,8 @@ fn kinds_of_connections_are_forgotten_when_there_are_none() {
     let exist = || recorded.since(&map.get(&kind::FORGOTTEN, 0).unwrap());
     let mut log = KindLog::open(pins.dir()).unwrap();
     assert_eq!((log.recorded().unwrap(), exist()), (recorded, 0b1111));
-    log.forget(&recorded, Kind::Replaced.bit(), NOW).unwrap();
-    assert_eq!(exist(), Kind::Replaced.bit());
+    log.forget(&recorded, Kind::Forwarded.bit(), NOW).unwrap();
+    assert_eq!(exist(), Kind::Forwarded.bit());
     log.forget(&recorded, 0, NOW).unwrap();
     assert_eq!(exist(), 0);
 }

@@ -77,6 +77,7 @@ fn every_global_is_there() {
         (settings::FEATURES, &word),
         (settings::DETECT_LOCAL, &word),
         (settings::MASQUERADE_ALL, &word),
+        (settings::FORWARDS_PODS, &word),
         (settings::FLOOD_THRESHOLD, &word),
         (settings::STATELESS, &word),
     ] {

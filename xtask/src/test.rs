@@ -27,9 +27,10 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 11] = [
+const KERNEL: [&str; 12] = [
     "agreement",
     "attach",
+    "concern",
     "conntrack_gc",
     "contract",
     "datapath",

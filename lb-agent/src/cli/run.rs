@@ -144,6 +144,10 @@ pub(super) struct RunArgs {
     /// goes first.
     #[arg(long, default_value_t = Forwarding::Snat, value_name = "snat|dsr|hybrid")]
     forwarding: Forwarding,
+    /// Send on what pods dial past the kernel's stack: faster, but netfilter's rules (network policies, masquerading) and
+    /// other programs on pods' devices do not see it. By default the stack sends it on.
+    #[arg(long)]
+    forward_pods: bool,
     /// Slots of a Maglev table: a prime from 251 to 131071, a hundred times the backends of a Service or more. The same
     /// on every node. Services with the same backends share a table; each set of backends needs one, and room for
     /// another while it changes: see --max-slots.
@@ -321,6 +325,7 @@ impl RunArgs {
             socket_lb: self.socket_lb,
             algorithm: self.algorithm,
             forwarding: self.forwarding,
+            forwards_pods: self.forward_pods,
             table_size: self.maglev_table_size,
             destroy_sockets: self.destroy_sockets,
             nodeport_addresses: self.nodeport_addresses,
@@ -543,6 +548,7 @@ fn load_config(config: &Config) -> LoadConfig {
         snat_port_count: config.snat_ports.count(),
         detect_local: config.detect_local.code(),
         masquerade_all: config.masquerade_all,
+        forwards_pods: config.forwards_pods,
         flood_threshold: config.flood_threshold(load::possible_cpus()),
         stateless: config.forwarding != Forwarding::Snat,
     }

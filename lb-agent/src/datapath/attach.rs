@@ -25,7 +25,7 @@ use aya::programs::{
     Program, ProgramError, SchedClassifier, TcAttachType, Xdp,
     tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcError, TcHandle},
 };
-use lb_common::device::DeviceRole;
+use lb_common::device::{DeviceFlags, DeviceRole};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -60,6 +60,9 @@ pub enum AttachError {
     /// The object has no such program.
     #[error("the datapath has no program {0}")]
     NoProgram(String),
+    /// The verifier refused a program that is loaded with the first device that wants it.
+    #[error(transparent)]
+    Load(LoadError),
     /// The cgroup directory cannot be opened.
     #[error("open cgroup {path}: {source}; give the cgroup v2 mount with --cgroup")]
     Cgroup {
@@ -167,13 +170,22 @@ impl Hook {
         }
     }
 
-    /// The program for a device of `role`. Overlay devices are treated as uplinks.
-    pub const fn program(self, role: DeviceRole) -> &'static str {
-        match (role, self) {
-            (DeviceRole::WORKLOAD, Self::Ingress) => "tc_workload_ingress",
-            (DeviceRole::WORKLOAD, Self::Egress) => "tc_workload_egress",
-            (_, Self::Ingress) => "tc_uplink_ingress",
-            (_, Self::Egress) => "tc_uplink_egress",
+    /// Every program that may be there.
+    const fn programs(self) -> [&'static str; 3] {
+        match self {
+            Self::Ingress => ["tc_uplink_ingress", "tc_l3_ingress", "tc_workload_ingress"],
+            Self::Egress => ["tc_uplink_egress", "tc_l3_egress", "tc_workload_egress"],
+        }
+    }
+
+    /// The program for a device of `role`. Overlay devices are treated as uplinks; those without link-layer header have
+    /// programs of their own.
+    pub const fn program(self, role: DeviceRole, flags: DeviceFlags) -> &'static str {
+        let [uplink, l3, workload] = self.programs();
+        match role {
+            DeviceRole::WORKLOAD => workload,
+            _ if flags.has(DeviceFlags::L3) => l3,
+            _ => uplink,
         }
     }
 
@@ -191,6 +203,9 @@ impl Hook {
         }
     }
 }
+
+/// What is attached to a device: a program at each hook.
+type Programs = [(Hook, &'static str); 2];
 
 /// A device that has our programs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -279,11 +294,23 @@ impl Attacher {
     /// Attaches the tc programs for `role` to a device, or replaces those that are there. What another mechanism
     /// holds is removed afterwards: for a moment a packet may meet both, which changes nothing, because what was
     /// translated is no longer addressed to a frontend; without either, replies would go out untranslated.
-    pub fn attach_device(&mut self, ifindex: u32, name: &str, role: DeviceRole) -> Result<(), AttachError> {
+    pub fn attach_device(
+        &mut self,
+        ifindex: u32,
+        name: &str,
+        role: DeviceRole,
+        flags: DeviceFlags,
+    ) -> Result<(), AttachError> {
+        let programs = Hook::ALL.map(|hook| (hook, hook.program(role, flags)));
+        for (_, program) in programs {
+            self.load_classifier(program)?;
+        }
         let (mechanism, reason) = match self.mode {
-            AttachMode::Clsact => (self.attach_clsact(ifindex, name, role)?, "--attach clsact".to_owned()),
-            AttachMode::Tcx => (self.attach_tcx(ifindex, role)?, "--attach tcx".to_owned()),
-            AttachMode::Auto => self.attach_auto(ifindex, name, role)?,
+            AttachMode::Clsact => {
+                (self.attach_clsact(ifindex, name, &programs)?, "--attach clsact".to_owned())
+            }
+            AttachMode::Tcx => (self.attach_tcx(ifindex, &programs)?, "--attach tcx".to_owned()),
+            AttachMode::Auto => self.attach_auto(ifindex, name, &programs)?,
         };
         match mechanism {
             Mechanism::Tcx => detach_clsact(&self.datapath.pins, ifindex),
@@ -335,23 +362,25 @@ impl Attacher {
         &mut self,
         ifindex: u32,
         name: &str,
-        role: DeviceRole,
+        programs: &Programs,
     ) -> Result<(Mechanism, String), AttachError> {
         let release = self.datapath.release;
         if release < Release::TCX {
             let reason = format!("Linux {release} is older than {}, which brought tcx", Release::TCX);
-            return Ok((self.attach_clsact(ifindex, name, role)?, reason));
+            return Ok((self.attach_clsact(ifindex, name, programs)?, reason));
         }
-        match self.attach_tcx(ifindex, role) {
+        match self.attach_tcx(ifindex, programs) {
             Ok(mechanism) => Ok((mechanism, format!("Linux {release} has tcx"))),
             Err(error @ AttachError::NoProgram(_)) => Err(error),
-            Err(error) => Ok((self.attach_clsact(ifindex, name, role)?, format!("tcx was refused: {error}"))),
+            Err(error) => {
+                Ok((self.attach_clsact(ifindex, name, programs)?, format!("tcx was refused: {error}")))
+            }
         }
     }
 
-    fn attach_tcx(&self, ifindex: u32, role: DeviceRole) -> Result<Mechanism, AttachError> {
-        for hook in Hook::ALL {
-            let program = self.program_fd(hook.program(role))?;
+    fn attach_tcx(&self, ifindex: u32, programs: &Programs) -> Result<Mechanism, AttachError> {
+        for &(hook, program) in programs {
+            let program = self.program_fd(program)?;
             let slot = LinkSlot {
                 pin: tcx_pin(&self.datapath.pins, ifindex, hook),
                 target: LinkTarget::Device(ifindex),
@@ -366,20 +395,14 @@ impl Attacher {
         &mut self,
         ifindex: u32,
         name: &str,
-        role: DeviceRole,
+        programs: &Programs,
     ) -> Result<Mechanism, AttachError> {
         if ifindex_of(name) != Some(ifindex) {
             return Err(AttachError::Gone(name.to_owned()));
         }
         add_clsact(&self.datapath.pins, ifindex, name)?;
-        for hook in Hook::ALL {
-            let program_name = hook.program(role);
-            let program = self
-                .datapath
-                .ebpf
-                .program_mut(program_name)
-                .and_then(|program| <&mut SchedClassifier>::try_from(program).ok())
-                .ok_or_else(|| AttachError::NoProgram(program_name.to_owned()))?;
+        for &(hook, program_name) in programs {
+            let program = self.classifier(program_name)?;
             fill_filter(program, name, hook.clsact()).map_err(|source| AttachError::Filter {
                 device: name.to_owned(),
                 program: program_name.to_owned(),
@@ -387,6 +410,22 @@ impl Attacher {
             })?;
         }
         Ok(Mechanism::Clsact)
+    }
+
+    fn classifier(&mut self, name: &str) -> Result<&mut SchedClassifier, AttachError> {
+        let program = self.datapath.ebpf.program_mut(name);
+        let program = program.and_then(|program| <&mut SchedClassifier>::try_from(program).ok());
+        program.ok_or_else(|| AttachError::NoProgram(name.to_owned()))
+    }
+
+    /// Loads a tc program, unless it is.
+    fn load_classifier(&mut self, name: &str) -> Result<(), AttachError> {
+        let program = self.classifier(name)?;
+        if program.fd().is_ok() {
+            return Ok(());
+        }
+        load::patiently(|| program.load())
+            .map_err(|source| AttachError::Load(LoadError::Program { name: name.to_owned(), source }))
     }
 
     fn program_fd(&self, name: &str) -> Result<BorrowedFd<'_>, AttachError> {
@@ -583,8 +622,8 @@ impl ClsactRecord {
         }
         let mut removed = false;
         for hook in Hook::ALL {
-            for role in [DeviceRole::UPLINK, DeviceRole::WORKLOAD] {
-                removed |= tc::qdisc_detach_program(&self.name, hook.clsact(), hook.program(role)).is_ok();
+            for program in hook.programs() {
+                removed |= tc::qdisc_detach_program(&self.name, hook.clsact(), program).is_ok();
             }
         }
         removed
@@ -615,10 +654,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn overlay_devices_run_the_uplink_programs() {
-        assert_eq!(Hook::Ingress.program(DeviceRole::OVERLAY), "tc_uplink_ingress");
-        assert_eq!(Hook::Egress.program(DeviceRole::UPLINK), "tc_uplink_egress");
-        assert_eq!(Hook::Egress.program(DeviceRole::WORKLOAD), "tc_workload_egress");
+    fn a_device_gets_the_programs_that_can_read_its_packets() {
+        let (link, no_link) = (DeviceFlags::default(), DeviceFlags::L3);
+        assert_eq!(Hook::Ingress.program(DeviceRole::OVERLAY, link), "tc_uplink_ingress");
+        assert_eq!(Hook::Egress.program(DeviceRole::UPLINK, link), "tc_uplink_egress");
+        assert_eq!(Hook::Egress.program(DeviceRole::WORKLOAD, link), "tc_workload_egress");
+        assert_eq!(Hook::Ingress.program(DeviceRole::OVERLAY, no_link), "tc_l3_ingress");
+        assert_eq!(Hook::Egress.program(DeviceRole::UPLINK, no_link), "tc_l3_egress");
     }
 
     #[test]

@@ -204,7 +204,7 @@ impl Follower {
             }
             let kind = self.state.kinds.get(&ifindex).map_or("", String::as_str);
             let attached = attacher
-                .attach_device(ifindex, name, value.role)
+                .attach_device(ifindex, name, value.role, value.flags)
                 .and_then(|()| attacher.attach_xdp(ifindex, value.role, kind));
             match attached {
                 Ok(()) => {

@@ -103,6 +103,8 @@ pub struct LoadConfig {
     pub detect_local: settings::DetectLocal,
     /// Whoever dials a ClusterIP gets a node address.
     pub masquerade_all: bool,
+    /// What pods dial is sent on by the programs, past the stack.
+    pub forwards_pods: bool,
     /// New flows a second and CPU that are a flood; 0: none are.
     pub flood_threshold: u32,
     /// XDP asks first whether a packet needs a connection.
@@ -146,7 +148,8 @@ impl Datapath {
         if self.features & settings::FEATURE_XDP_FRAGS != 0 { "xdp_uplink_frags" } else { "xdp_uplink" }
     }
 
-    /// Has the verifier look at every program but those for XDP, which few devices run. Takes a second or so of one core; once only.
+    /// Has the verifier look at every program but those for XDP and for devices without link-layer header, which few nodes run: they are
+    /// loaded with the first device that wants them. Takes a second or so of one core; once only.
     pub fn load_programs(&mut self) -> Result<(), LoadError> {
         load_programs(&mut self.ebpf)
     }
@@ -165,6 +168,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
     let jiffies = kernel::Jiffies::probe();
     let (port_min, port_count) = (u32::from(config.snat_port_min), u32::from(config.snat_port_count));
     let masquerade_all = u32::from(config.masquerade_all);
+    let forwards_pods = u32::from(config.forwards_pods);
     let stateless = u32::from(config.stateless);
     let mut loader = EbpfLoader::new();
     loader
@@ -173,6 +177,7 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
         .override_global(settings::SNAT_PORT_COUNT, &port_count, false)
         .override_global(settings::DETECT_LOCAL, &config.detect_local.0, false)
         .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
+        .override_global(settings::FORWARDS_PODS, &forwards_pods, false)
         .override_global(settings::FLOOD_THRESHOLD, &config.flood_threshold, false)
         .override_global(settings::STATELESS, &stateless, false)
         .override_global(settings::JIFFY_NS, &jiffies.ns, false)
@@ -258,7 +263,7 @@ fn mismatch(map: &MapSpec, max_entries: u32, pinned: &PinnedMap) -> Option<(&'st
 }
 
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
-    for (name, program) in ebpf.programs_mut() {
+    for (name, program) in ebpf.programs_mut().filter(|(name, _)| !name.starts_with(L3_PREFIX)) {
         let loaded = match program {
             Program::CgroupSockAddr(program) => patiently(|| program.load()),
             Program::SchedClassifier(program) => patiently(|| program.load()),
@@ -268,6 +273,9 @@ fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     }
     Ok(())
 }
+
+/// How the names of programs for devices without link-layer header begin.
+const L3_PREFIX: &str = "tc_l3_";
 
 /// Tries at a program whose verification a signal broke off.
 const VERIFY_TRIES: usize = 10;

@@ -85,6 +85,8 @@ pub trait Packet {
     fn resize(&mut self, len: u32) -> Result<(), Refused>;
     /// Makes room of `len` bytes between link-layer and IP header.
     fn make_room(&mut self, len: u32) -> Result<(), Refused>;
+    /// Puts room for an Ethernet header before a packet that has none; who sends it on fills it in.
+    fn add_link(&mut self) -> Result<(), Refused>;
     /// Makes room for the `len` bytes of an outer header of family `F` before the IP header, which is of the same family.
     fn wrap<F: Family>(&mut self, len: usize) -> Result<(), Refused>;
     /// Takes the `len` bytes of an outer header before the IP header away.

@@ -11,7 +11,8 @@ use aya_ebpf::{
     },
     helpers::{
         bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-        bpf_skb_change_tail, bpf_skb_ecn_set_ce, bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
+        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_ecn_set_ce, bpf_skb_load_bytes, bpf_skb_pull_data,
+        bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -22,7 +23,7 @@ use lb_common::{
 };
 
 use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
-use crate::globals::has_feature;
+use crate::{globals::has_feature, parse::ETHERNET_LEN};
 
 /// Bytes made linear before parsing.
 const PARSE_BYTES: u32 = 128;
@@ -183,6 +184,12 @@ impl Packet for TcPacket {
     fn make_room(&mut self, len: u32) -> Result<(), Refused> {
         // SAFETY: valid context; the helper checks the length.
         checked(unsafe { bpf_skb_adjust_room(self.skb(), len as i32, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    #[inline(always)]
+    fn add_link(&mut self) -> Result<(), Refused> {
+        // SAFETY: valid context; the helper checks the length.
+        checked(unsafe { bpf_skb_change_head(self.skb(), ETHERNET_LEN as u32, 0) })
     }
 
     /// Segments the stack or the hardware will make keep their size: who wraps has seen to it that they fit.

@@ -141,6 +141,11 @@ impl Packet for XdpPacket {
 
     /// The frame begins anew: [`Self::send`] addresses it. Only of a packet whose IP header follows the Ethernet header.
     #[inline(always)]
+    fn add_link(&mut self) -> Result<(), Refused> {
+        Err(Refused)
+    }
+
+    #[inline(always)]
     fn wrap<F: Family>(&mut self, len: usize) -> Result<(), Refused> {
         // SAFETY: valid context; the helper checks the length.
         if unsafe { bpf_xdp_adjust_head(self.md(), -(len as i32)) } != 0 {
