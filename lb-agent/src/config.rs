@@ -181,6 +181,8 @@ pub struct Config {
     pub algorithm: Algorithm,
     /// How packets of Services that say nothing of it get to backends elsewhere.
     pub forwarding: Forwarding,
+    /// From where tunnels may come beside other nodes' addresses.
+    pub dsr_sources: Vec<IpNet>,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// Where sockets are destroyed whose backend has left.

@@ -48,6 +48,7 @@ pub mod limits;
 pub mod maglev;
 pub mod maps;
 pub mod next_hop;
+pub mod peer;
 pub mod pod;
 pub mod port_set;
 pub mod rev_nat;

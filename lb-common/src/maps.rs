@@ -20,6 +20,7 @@ use crate::{
     id::BackendId,
     limits,
     next_hop::NextHopValue,
+    peer::{PeerKey, PeerValue, TunnelCounter},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
@@ -45,6 +46,10 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const POD_CIDRS: &str = "POD_CIDRS";
 /// Base name of `VIPS4` and `VIPS6`.
 pub const VIPS: &str = "VIPS";
+/// Base name of `PEERS4` and `PEERS6`.
+pub const PEERS: &str = "PEERS";
+/// Per-CPU array of one: what came in tunnels.
+pub const TUNNELS: &str = "TUNNELS";
 /// Array of u64: the ports of frontends, a bit each ([`crate::port_set`]).
 pub const PORTS: &str = "PORTS";
 /// Base name of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`.
@@ -150,7 +155,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 41] = {
+pub const MAPS: [MapSpec; 44] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -195,6 +200,9 @@ pub const MAPS: [MapSpec; 41] = {
             NO_PREALLOC,
             Agent,
         ),
+        spec::<PeerKey<V4>, PeerValue>("PEERS4", LpmTrie, limits::PEERS_MAX, NO_PREALLOC, Agent),
+        spec::<PeerKey<V6>, PeerValue>("PEERS6", LpmTrie, limits::PEERS_MAX, NO_PREALLOC, Agent),
+        spec::<u32, TunnelCounter>("TUNNELS", PerCpuArray, 1, 0, Datapath),
         spec::<u32, u64>("PORTS", Array, limits::PORT_WORDS, 0, Agent),
         spec::<u32, DeviceValue>("DEVICES", Hash, limits::DEVICES_MAX, NO_PREALLOC, Agent),
         spec::<FlowKey<V4>, ConnectionValue<V4>>(

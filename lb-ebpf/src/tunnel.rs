@@ -6,19 +6,22 @@
 //! header has the inner one's traffic class and flow label, so congestion is seen (RFC 6040) and flows spread alike, and
 //! always "don't fragment": what does not fit is answered ([`crate::icmp_error`]).
 
+use aya_ebpf::btf_maps::lpm_trie::Key;
 use lb_common::{
     conntrack::ConnectionFlags,
     device::NodeAddressKey,
     flow::Tuple,
     frontend::{FrontendFlags, FrontendKind},
+    peer::{PeerKey, TunnelCounter},
     verdict::Verdict,
 };
 
 use crate::{
     balance::{Balanced, Work, dial},
-    conntrack,
+    flood,
     forward::{self, Way},
     frontend, icmp,
+    maps::TUNNELS,
     packet::{Packet, Refused},
     parse::{Carries, Headers, parse},
     reject::Answer,
@@ -70,9 +73,9 @@ fn wrap<F: Balanced, P: Packet>(
 /// Takes the packet whose outer headers stand in the scratch memory out of its tunnel, if it was sent here to one of
 /// this node's backends; what it then is, as a code of [`Carries`], its headers in the outer ones' place.
 ///
-/// Ours is what ends at an address of this node and has inside a packet for a frontend with direct server return. A
-/// NodePort is dialled at the other node's address, which is no frontend here, but this node has it on its own. Or an
-/// ICMP error about an answer of such a connection. Everything else stays as it came.
+/// Ours is what a peer sent to an address of this node and has inside a packet for a frontend with direct server return.
+/// A NodePort is dialled at the other node's address, which is no frontend here, but this node has it on its own. Or an
+/// ICMP error about an answer of such a connection. Everything else stays as it came, strangers' tunnels too.
 #[inline(always)]
 pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
     let Some(work) = Work::<F>::new() else { return NOT_OURS };
@@ -83,7 +86,12 @@ pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
     }
     packet.pull_to(PARSE_BYTES);
     work.dialled.addr = addr;
+    let is_known = is_peer::<F>(&work.headers.flow.tuple.src);
     match inside(packet, work) {
+        Some(_) if !is_known => {
+            count(|counter| counter.strangers += 1);
+            NOT_OURS
+        }
         Some(carries) if packet.unwrap(F::HEADER_LEN).is_ok() => {
             work.headers.l3 -= F::HEADER_LEN;
             work.headers.l4 -= F::HEADER_LEN;
@@ -92,9 +100,25 @@ pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
             if work.is_congested != 0 {
                 packet.mark_congested();
             }
+            count(|counter| counter.unwrapped += 1);
             carries as u32
         }
         _ => NOT_OURS,
+    }
+}
+
+/// True if `addr` may send tunnels here.
+#[inline(never)]
+fn is_peer<F: Balanced>(addr: &F::Addr) -> bool {
+    let key = PeerKey::<F>::lookup(*addr);
+    F::peers().get(&Key::new(key.prefix_len, key.addr)).is_some()
+}
+
+#[inline(always)]
+fn count(note: impl FnOnce(&mut TunnelCounter)) {
+    if let Some(counter) = TUNNELS.get_ptr_mut(0) {
+        // SAFETY: this CPU's own slot; programs of the packet hooks run with bottom halves disabled.
+        note(unsafe { &mut *counter });
     }
 }
 
@@ -134,6 +158,7 @@ fn is_served<F: Balanced>(work: &mut Work<F>) -> bool {
 
 /// True if an ICMP error is about an answer of a connection to a backend of this node.
 #[inline(always)]
-fn is_answered<F: Balanced>(work: &Work<F>) -> bool {
-    conntrack::lookup(work.quote.answer()).is_some_and(|entry| entry.flags == ConnectionFlags::default())
+fn is_answered<F: Balanced>(work: &mut Work<F>) -> bool {
+    let entry = &mut work.opening.entry;
+    flood::read_anywhere(work.quote.answer(), entry) && entry.flags == ConnectionFlags::default()
 }

@@ -11,7 +11,7 @@ use std::{
 use lb_agent::desired::maglev::TableSize;
 use lb_common::{
     conntrack::ConnectionFlags,
-    family::{Protocol, V4, V6},
+    family::{Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKind},
     verdict::Verdict,
 };
@@ -134,6 +134,7 @@ macro_rules! cases {
                 change(&mut service);
                 node.serve::<F>(&service);
                 node.reach_at::<F>(&service, &[F::OTHER_NODE]);
+                node.peer::<F>(F::OTHER_NODE, F::BITS);
                 (node, service)
             }
 
@@ -327,6 +328,7 @@ macro_rules! cases {
                     );
                 }
                 assert_eq!(counts(&node), [(Verdict::Translated, 48)].into());
+                assert_eq!(node.tunnels(), (32, 0));
             }
 
             /// A NodePort is dialled at the other node's address.
@@ -373,6 +375,25 @@ macro_rules! cases {
                     }
                 }
                 assert_eq!(node.connections::<F>(), 0);
+            }
+
+            /// Whoever is no node of the cluster, nor in a network that the operator named.
+            pub(super) fn a_strangers_tunnels_stay_as_they_came() {
+                let (mut node, _) = serving(Protocol::TCP, |_| ());
+                let request = tcp(CLIENT, VIP, SYN).bytes();
+                let stranger = |packet: &[u8]| packet::tunnelled(packet, F::OTHER_CLIENT, F::NODE);
+                translate(&mut node, Hook::FromNetwork, &arriving(&request));
+                let answer = tcp(VIP, CLIENT, SYN_ACK).bytes();
+                let error = Icmp::about(F::ROUTER, &answer, F::TOO_BIG, 1280).bytes();
+                for packet in [&request, &tcp(CLIENT, VIP, ACK).bytes(), &error] {
+                    let packet = stranger(packet);
+                    assert_eq!(node.run(Hook::FromNetwork, &packet), untouched(&packet));
+                }
+                assert_eq!(node.tunnels(), (1, 3));
+                assert_eq!(counts(&node), [(Verdict::Translated, 1)].into());
+                node.peer::<F>(F::OTHER_CLIENT, F::BITS - 1);
+                assert_eq!(translate(&mut node, Hook::FromNetwork, &stranger(&request)).dst, POD);
+                assert_eq!(node.tunnels(), (2, 3));
             }
 
             /// RFC 6040, 4.2.
@@ -427,6 +448,7 @@ both_families! {
     an_error_about_an_answer_goes_to_the_backends_node_too
     what_comes_in_a_tunnel_goes_to_a_backend_of_this_node
     tunnels_that_are_none_of_ours_stay_as_they_came
+    a_strangers_tunnels_stay_as_they_came
     ;
     a_large_packet_of_segments_that_do_not_fit_is_answered
     a_node_port_of_another_node_is_this_ones_too

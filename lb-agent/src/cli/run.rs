@@ -144,6 +144,10 @@ pub(super) struct RunArgs {
     /// goes first.
     #[arg(long, default_value_t = Forwarding::Snat, value_name = "snat|dsr|hybrid")]
     forwarding: Forwarding,
+    /// From where tunnels may come, beside the addresses of other Nodes (InternalIP, ExternalIP): CIDRs separated by commas.
+    /// For nodes that send from another address, that of a second uplink, say.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    dsr_sources: Vec<IpNet>,
     /// Slots of a Maglev table: a prime from 251 to 131071, a hundred times the backends of a Service or more. The same
     /// on every node. Services with the same backends share a table; each set of backends needs one, and room for
     /// another while it changes: see --max-slots.
@@ -321,6 +325,7 @@ impl RunArgs {
             socket_lb: self.socket_lb,
             algorithm: self.algorithm,
             forwarding: self.forwarding,
+            dsr_sources: self.dsr_sources,
             table_size: self.maglev_table_size,
             destroy_sockets: self.destroy_sockets,
             nodeport_addresses: self.nodeport_addresses,
@@ -517,6 +522,7 @@ fn start_loop(
         external_ip_cidrs: config.external_ip_cidrs.clone(),
         algorithm: config.algorithm,
         forwarding: config.forwarding,
+        dsr_sources: config.dsr_sources.clone(),
         table_size: config.table_size,
         first_id: None,
     };
