@@ -2,7 +2,8 @@
 //! of ours (IPIP, RFC 2003; IP6IP6, RFC 2473), and that node answers the client itself.
 //!
 //! The node that was dialled calls [`send`]. The other one's tc program calls [`unwrap`] and then treats what was inside as
-//! a packet that came from the network, but chooses among its own backends, so that nothing is sent twice. The outer
+//! a packet that came from the network, but chooses among its own backends, so that nothing is sent twice. Its XDP program
+//! does [both at once](unwrap_known) for connections that are known, and leaves the rest wrapped. The outer
 //! header has the inner one's traffic class and flow label, so congestion is seen (RFC 6040) and flows spread alike, and
 //! always "don't fragment": what does not fit is answered ([`crate::icmp_error`]).
 
@@ -18,12 +19,15 @@ use lb_common::{
 
 use crate::{
     balance::{Balanced, Work, dial},
+    conntrack,
+    counters::{self, Seen},
     flood,
     forward::{self, Way},
     frontend, icmp,
     maps::TUNNELS,
+    nat::{self, Hop},
     packet::{Packet, Refused},
-    parse::{Carries, Headers, parse},
+    parse::{Carries, ETHERNET_LEN, Fragment, Headers, parse},
     reject::Answer,
 };
 
@@ -107,6 +111,52 @@ pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
     }
 }
 
+/// [`unwrap`] for a hook that hands on: takes the packet out of its tunnel and translates it, if it is one of a known
+/// connection to a backend of this node; the verdict's code, or [`NOT_OURS`] of what stays as it came.
+///
+/// All is decided before anything is changed: what tc has to do, it must find in its tunnel, or it would not know that the
+/// packet may go into no other. That is what opens a connection, fragments, what met congestion, ICMP errors, VLAN tags.
+#[inline(always)]
+pub fn unwrap_known<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
+    let Some(work) = Work::<F>::new() else { return NOT_OURS };
+    let ends = &work.headers.flow.tuple;
+    // SAFETY: only asked whether it exists.
+    let ends_here = unsafe { F::node_addresses().get(NodeAddressKey { addr: ends.dst }) }.is_some();
+    if work.headers.l3 != ETHERNET_LEN || !ends_here || !is_peer::<F>(&ends.src) {
+        return NOT_OURS;
+    }
+    work.dialled.addr = ends.dst;
+    if inside(packet, work) != Some(Carries::Transport)
+        || work.is_congested != 0
+        || work.headers.fragment != Fragment::Whole
+    {
+        return NOT_OURS;
+    }
+    let Some(entry) = conntrack::lookup(&work.headers.flow) else { return NOT_OURS };
+    if entry.flags != ConnectionFlags::default()
+        || !conntrack::holds(entry, &work.headers)
+        || packet.unwrap(F::HEADER_LEN).is_err()
+    {
+        return NOT_OURS;
+    }
+    let Work { headers, opening, .. } = work;
+    headers.l3 -= F::HEADER_LEN;
+    headers.l4 -= F::HEADER_LEN;
+    count(|counter| counter.unwrapped += 1);
+    let verdict = match nat::rewrite_here(packet, headers, &entry.to, Hop::No) {
+        Ok(()) => Verdict::Translated,
+        Err(Refused) => Verdict::RewriteFailed,
+    };
+    opening.service_port = entry.service_port;
+    opening.backend = entry.backend;
+    let bytes = packet.counted_len(headers.l3 as u32 + headers.ip_len);
+    counters::count(
+        opening.outcome(verdict),
+        &Seen { flow: &headers.flow, bytes, ifindex: packet.ifindex() },
+    );
+    verdict as u32
+}
+
 /// True if `addr` may send tunnels here.
 #[inline(never)]
 fn is_peer<F: Balanced>(addr: &F::Addr) -> bool {
@@ -136,6 +186,7 @@ fn inside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Option<
     let carries = parse(packet, &mut work.headers)?;
     let is_ours = match carries {
         Carries::Transport => is_served(work),
+        Carries::Icmp if P::HANDS_ON => false,
         Carries::Icmp => icmp::quoted(packet, &work.headers, &mut work.quote).is_some() && is_answered(work),
         Carries::Tunnel => false,
     };

@@ -396,6 +396,42 @@ macro_rules! cases {
                 assert_eq!(node.tunnels(), (2, 3));
             }
 
+            /// A known connection's packets need no tc: XDP unwraps and translates them. All others it leaves in their tunnels,
+            /// bit for bit.
+            pub(super) fn xdp_unwraps_what_it_knows() {
+                let (mut node, service) = serving(Protocol::TCP, |_| ());
+                let opening = arriving(&tcp(CLIENT, VIP, SYN).bytes());
+                let left = |packet: &[u8]| Ran { code: XDP_PASS, packet: packet.to_vec() };
+                assert_eq!(node.run_xdp(&opening), left(&opening), "who opens a connection");
+                node.run_tc(Hook::FromNetwork, &opening);
+                let capable = packet::with_ecn(&tcp(CLIENT, VIP, ACK).bytes(), 1);
+                for request in [tcp(CLIENT, VIP, ACK).with_payload(&[7; 999]).bytes(), capable.clone()] {
+                    let by_tc = node.run_tc(Hook::FromNetwork, &arriving(&request)).packet;
+                    let by_xdp = node.run_xdp(&arriving(&request));
+                    assert_eq!(by_xdp, left(&by_tc), "the same by either");
+                    assert_eq!(Packet::decode(&by_xdp.packet).dst, POD);
+                }
+                assert_eq!(node.tunnels(), (5, 0));
+                let counted = node.service(service.service_port());
+                assert_eq!((counted.packets, counts(&node)[&Verdict::Translated]), (5, 5));
+                let large = Packet::udp(CLIENT, VIP, &[7; 64]).bytes();
+                let error = Icmp::about(F::ROUTER, &tcp(VIP, CLIENT, ACK).bytes(), F::TOO_BIG, 1280).bytes();
+                let other = tcp((F::CLIENT, 50_000), VIP, ACK).bytes();
+                let again = tcp(CLIENT, VIP, ACK).bytes();
+                for packet in [
+                    packet::with_ecn(&arriving(&capable), 3),
+                    packet::tunnelled(&again, F::OTHER_CLIENT, F::NODE),
+                    packet::tunnelled(&again, F::OTHER_NODE, F::OTHER_NODE),
+                    packet::tagged(&arriving(&again)),
+                    arriving(&packet::fragments(&large, 32)[0]),
+                    arriving(&error),
+                    arriving(&other),
+                ] {
+                    assert_eq!(node.run_xdp(&packet), left(&packet));
+                }
+                assert_eq!((node.tunnels(), node.connections::<F>()), ((5, 0), 2));
+            }
+
             /// RFC 6040, 4.2.
             pub(super) fn congestion_in_the_tunnel_is_told_the_backend() {
                 let (mut node, _) = serving(Protocol::TCP, |_| ());
@@ -455,6 +491,7 @@ both_families! {
     a_table_finds_a_flows_node_without_connections
     what_needs_a_connection_has_one_beside_a_table
     what_came_in_a_tunnel_goes_into_no_other
+    xdp_unwraps_what_it_knows
     congestion_in_the_tunnel_is_told_the_backend
     fragments_in_tunnels_follow_their_first
     an_error_about_an_answer_reaches_the_backend

@@ -149,10 +149,15 @@ impl Packet for XdpPacket {
         self.write(ETHERNET_LEN - 2, &Be16::new(F::ETHERTYPE))
     }
 
-    /// Tunnels that end here are left to tc.
+    /// Only of a packet whose IP header follows the Ethernet header, which moves along.
     #[inline(always)]
-    fn unwrap(&mut self, _len: usize) -> Result<(), Refused> {
-        Err(Refused)
+    fn unwrap(&mut self, len: usize) -> Result<(), Refused> {
+        let link: [u16; ETHERNET_LEN / 2] = self.read(0).ok_or(Refused)?;
+        // SAFETY: valid context; the helper checks the length.
+        if unsafe { bpf_xdp_adjust_head(self.md(), len as i32) } != 0 {
+            return Err(Refused);
+        }
+        self.write(0, &link)
     }
 
     #[inline(always)]
