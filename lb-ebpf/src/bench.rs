@@ -119,7 +119,9 @@ fn restore(data: usize, end: usize) -> Option<u32> {
 #[inline(always)]
 fn restore_len(context: &XdpContext) {
     let Some(plan) = PLAN.get(0) else { return };
-    let added = (context.data_end() - context.data()) as i32 - plan.len as i32;
+    // Else the compiler adds the length to the pointer, which the verifier refuses to shift.
+    let len = core::hint::black_box(context.data_end() - context.data());
+    let added = len as i32 - plan.len as i32;
     if added != 0 {
         // SAFETY: valid context; the helper checks the length.
         unsafe { bpf_xdp_adjust_head(context.as_ptr().cast(), added) };

@@ -11,7 +11,8 @@ use anyhow::{Result, ensure};
 use lb_common::{
     conntrack::{ConnectionFlags, Phase},
     family::{Family, Protocol, V4, V6},
-    frontend::FrontendFlags,
+    frontend::{FrontendFlags, FrontendKind},
+    id::BackendId,
     limits,
     sctp::{DATA, INIT, INIT_ACK},
 };
@@ -21,7 +22,9 @@ use lb_tests::{
     packet::{ACK, Icmp, Packet, RST, SYN, SYN_ACK, tunnelled},
     probe::Target,
     process::eventually,
-    prog::{ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, Server, Service, UNSPEC, through_xdp},
+    prog::{
+        ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, through_xdp,
+    },
     scene::{Scene, cluster_ip, dual, ready},
 };
 
@@ -402,6 +405,70 @@ macro_rules! cases {
                 assert_eq!(node.affinity::<F>().len(), first + 1);
             }
 
+            /// Spec 3.5: the hash chooses only for those who are not bound yet.
+            pub(super) fn a_client_that_is_bound_keeps_its_backend() {
+                let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
+                let flags = (Protocol::TCP, FrontendFlags::AFFINITY);
+                let pods = [(F::POD, true), (F::NODE, true), (F::OTHER_CLIENT, true), (F::REMOTE_POD, false)];
+                let mut node = start_with(&options, flags, &pods);
+                let bound = translate(&mut node, Hook::FromNetwork, &from_client(20_000)).dst;
+                flood(&mut node, 0, 20);
+                for port in 30_000..30_016 {
+                    let sent = translate(&mut node, Hook::FromNetwork, &from_client(port));
+                    assert!(node.flood_entry::<F>(&from_client(port).flow()).is_some());
+                    assert_eq!(sent.dst, bound);
+                }
+            }
+
+            /// Spec 7.4 to 7.6: a flow goes on to another backend when its own no longer serves, recorded where it may.
+            pub(super) fn datagrams_leave_a_backend_that_no_longer_serves() {
+                let mut node = start(1, Protocol::UDP, &[(F::POD, true), (F::OTHER_CLIENT, true)]);
+                for index in 0..20 {
+                    translate(
+                        &mut node,
+                        Hook::FromNetwork,
+                        &Packet::udp((forger::<F>(index), 53), VIP, b"?"),
+                    );
+                }
+                let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
+                let sent = translate(&mut node, Hook::FromNetwork, &question);
+                assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                let (gone, other, stays) =
+                    if sent.dst.0 == F::POD { (1, 2, F::OTHER_CLIENT) } else { (2, 1, F::POD) };
+                let server = Server { addr: (stays, TARGET), local: true };
+                let service = Service { base: other, ..Service::new(VIP, Protocol::UDP, &[server]) };
+                node.serve::<F>(&service);
+                node.leave(&service, BackendId(gone));
+                let sent = translate(&mut node, Hook::FromNetwork, &question);
+                assert_eq!((sent.src, sent.dst), (question.src, (stays, TARGET)));
+            }
+
+            /// Spec 1.52, 5.1, 5.4: who may not, and who finds nobody, leaves no trace in `FLOOD`.
+            pub(super) fn refusals_are_the_same() {
+                let mut node = start(1, Protocol::TCP, &[(F::POD, true)]);
+                let server = Server { addr: (F::POD, TARGET), local: true };
+                let another = |id, port, backends: &[Server]| {
+                    let service = Service::new((F::VIP, port), Protocol::TCP, backends);
+                    Service { id, base: id * 8, kind: FrontendKind::LOAD_BALANCER, ..service }
+                };
+                let restricted = Service { flags: FrontendFlags::SOURCE_RANGES, ..another(2, 81, &[server]) };
+                node.serve::<F>(&restricted);
+                node.source_range::<F>(restricted.service_port(), F::CLIENT, F::BITS);
+                node.serve::<F>(&another(3, 82, &[]));
+                let silent = Service { flags: FrontendFlags::EXTERNAL_DROP, ..another(4, 83, &[]) };
+                node.serve::<F>(&silent);
+                flood(&mut node, 0, 20);
+                let mut told = |from, port| {
+                    let syn = Packet::tcp((from, 30_000), (F::VIP, port), SYN);
+                    let code = node.run(Hook::FromNetwork, &syn.bytes()).code;
+                    (code, node.flood_entry::<F>(&syn.flow()).is_some())
+                };
+                assert_eq!(told(F::CLIENT, 81), (UNSPEC, true));
+                assert_eq!(told(F::OTHER_CLIENT, 81), (SHOT, false), "source ranges");
+                assert_eq!(told(F::CLIENT, 82), (REDIRECT, false), "a RST");
+                assert_eq!(told(F::CLIENT, 83), (SHOT, false), "policy Local without a local backend");
+            }
+
             /// All source ports are taken: by flows that have proved nothing, but for one.
             pub(super) fn source_ports_of_unproved_flows_are_taken_over() {
                 let options =
@@ -484,6 +551,9 @@ tests! {
     errors_about_flows_of_a_flood_are_translated
     errors_about_flows_of_a_flood_pass_tunnels
     affinity_binds_who_has_proved_to_be_a_client
+    a_client_that_is_bound_keeps_its_backend
+    datagrams_leave_a_backend_that_no_longer_serves
+    refusals_are_the_same
     source_ports_of_unproved_flows_are_taken_over
     after_the_flood_flows_are_connections_again
 }

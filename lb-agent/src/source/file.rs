@@ -369,8 +369,8 @@ impl Reader {
         if std::mem::replace(&mut self.synced, true) {
             return Ok(());
         }
-        Kind::ALL.into_iter().try_for_each(|kind| self.inventory.outlet().send(Change::Synced(kind)))?;
-        self.inventory.outlet().send(Change::EveryNode)
+        self.inventory.outlet().send(Change::EveryNode)?;
+        Kind::ALL.into_iter().try_for_each(|kind| self.inventory.outlet().send(Change::Synced(kind)))
     }
 }
 

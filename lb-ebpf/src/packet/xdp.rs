@@ -2,7 +2,7 @@
 //! they came over the wire; a sender of this machine must not leave them to the hardware (veth, `ethtool -K DEV tx off`).
 //!
 //! Only headers are touched, and they lie in the first buffer, so packets of several buffers need nothing more
-//! (`xdp.frags`, Linux 5.18). What needs a packet of another length, or a neighbour not yet known, is left to tc.
+//! (`xdp.frags`, Linux 5.18). What needs a packet of another length, tunnels apart, or a neighbour not yet known, is left to tc.
 
 use core::ffi::c_void;
 

@@ -295,11 +295,10 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
     let reply = establish(node, &syn);
     let question = Packet::udp(client, vip, b"four and twenty bytes long");
     let data = Packet::tcp(client, vip, ACK);
-    let local = Packet::tcp(client, (F::VIP, 81), ACK);
-    node.run(Hook::FromNetwork, &Packet::tcp(client, (F::VIP, 81), SYN).bytes());
-    let in_tunnel =
-        |tcp| tunnelled(&Packet::tcp(client, (F::VIP, TUNNELLED), tcp).bytes(), F::OTHER_NODE, F::NODE);
-    node.run(Hook::FromNetwork, &in_tunnel(SYN));
+    cases.extend(to_local_backends::<F>(node, client).into_iter().map(|(name, packet)| {
+        let case = case(name, &data, Vary::One, LEFT, Target::NotSet);
+        Case { packet, ..case }
+    }));
     for opening in [&syn, &question] {
         bench.open_flows(&case("open flows", opening, Vary::Each, SENT_ON, Target::NotSet), nodes, FLOWS)?;
     }
@@ -330,17 +329,6 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
             SENT_ON_OR_PROBED,
             Target::NotSet,
         ),
-        case("TCP established, DNAT to a local backend", &local, Vary::One, LEFT, Target::NotSet),
-        Case {
-            packet: in_tunnel(ACK),
-            ..case(
-                "TCP, DSR, out of a tunnel, DNAT to a local backend",
-                &local,
-                Vary::One,
-                LEFT,
-                Target::NotSet,
-            )
-        },
         case("TCP, answer of a remote backend (SNAT reply)", &reply, Vary::One, SENT_ON, Target::NotSet),
         case("TCP, new flow, both directions recorded", &syn, Vary::Each, SENT_ON, target::<F>(xdp, 800.0)),
         case("not ours", &Packet::tcp(client, (F::NODE, 22), ACK), Vary::One, LEFT, target::<F>(xdp, 30.0)),
@@ -360,6 +348,20 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
         ),
     ]);
     Ok(())
+}
+
+/// Opens connections to backends of this node, one of them in a tunnel; their next packets.
+fn to_local_backends<F: Places>(node: &mut Node, client: (IpAddr, u16)) -> [(&'static str, Vec<u8>); 2] {
+    let direct = |tcp| Packet::tcp(client, (F::VIP, 81), tcp).bytes();
+    let in_tunnel =
+        |tcp| tunnelled(&Packet::tcp(client, (F::VIP, TUNNELLED), tcp).bytes(), F::OTHER_NODE, F::NODE);
+    for opening in [direct(SYN), in_tunnel(SYN)] {
+        node.run(Hook::FromNetwork, &opening);
+    }
+    [
+        ("TCP established, DNAT to a local backend", direct(ACK)),
+        ("TCP, DSR, out of a tunnel, DNAT to a local backend", in_tunnel(ACK)),
+    ]
 }
 
 /// Opens the connection of `syn`; the backend's next packet.
