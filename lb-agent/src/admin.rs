@@ -18,7 +18,7 @@ use crate::{
     datapath::attach::{Attacher, Attachment},
     flood::{self, FloodReport},
     foreign::Foreign,
-    inspect::{self, MapFill, VerdictCount},
+    inspect::{self, MapFill, TunnelCount, VerdictCount},
     reconcile::run::Query,
     report::{BackendReport, ServicePortReport, SyncReport},
     sockets::run::SocketsReport,
@@ -53,6 +53,8 @@ pub struct StatusReport {
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
     pub verdicts: Vec<VerdictCount>,
+    /// What came in tunnels.
+    pub tunnels: TunnelCount,
     /// What was done about floods of new flows.
     pub flood: FloodReport,
     /// Rules of kube-proxy beside the agent, as of the last scan.
@@ -68,6 +70,8 @@ pub struct SourceReport {
     pub last_contact_s: Option<u64>,
     /// The last failure.
     pub last_error: Option<String>,
+    /// Why other nodes cannot be followed although they are needed.
+    pub nodes_error: Option<String>,
 }
 
 /// What the answers are made of.
@@ -116,7 +120,12 @@ impl Admin {
                 let status = status.borrow().clone();
                 let last_contact_s =
                     status.last_contact.and_then(|at| at.elapsed().ok()).map(|age| age.as_secs());
-                SourceReport { from: status.address, last_contact_s, last_error: status.last_error }
+                SourceReport {
+                    from: status.address,
+                    last_contact_s,
+                    last_error: status.last_error,
+                    nodes_error: status.nodes_error,
+                }
             }
         }
     }
@@ -130,9 +139,10 @@ impl Admin {
         };
         // A system call per entry: not on a thread that others wait for, nor with the lock that the follower needs.
         let read = tokio::task::spawn_blocking(move || {
-            (inspect::map_fill(&dir), inspect::verdicts(&dir), flood::read(&dir, conntrack_gc::now()))
+            let counts = (inspect::verdicts(&dir), inspect::tunnels(&dir));
+            (inspect::map_fill(&dir), counts, flood::read(&dir, conntrack_gc::now()))
         });
-        let (maps, verdicts, flood) = read
+        let (maps, (verdicts, tunnels), flood) = read
             .await
             .map_err(|error| (StatusCode::INTERNAL_SERVER_ERROR, format!("read the maps: {error}")))?;
         let maps = maps.unwrap_or_else(|error| {
@@ -142,6 +152,10 @@ impl Admin {
         let verdicts = verdicts.unwrap_or_else(|error| {
             errors.push(error.to_string());
             Vec::new()
+        });
+        let tunnels = tunnels.unwrap_or_else(|error| {
+            errors.push(error.to_string());
+            TunnelCount::default()
         });
         let flood = flood.unwrap_or_else(|error| {
             errors.push(format!("read the state of floods: {error}"));
@@ -158,6 +172,7 @@ impl Admin {
             errors,
             maps,
             verdicts,
+            tunnels,
             flood,
             foreign: self.foreign.borrow().clone(),
         })

@@ -183,6 +183,8 @@ pub struct Config {
     pub forwarding: Forwarding,
     /// What pods dial is sent on by the programs, past the stack.
     pub forwards_pods: bool,
+    /// From where tunnels may come beside other nodes' addresses.
+    pub dsr_sources: Vec<IpNet>,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// Where sockets are destroyed whose backend has left.

@@ -20,7 +20,7 @@ use k8s_openapi::{
 use crate::{
     model::{
         backend::Slice,
-        node::{Node, NodePresence},
+        node::{Node, NodePresence, OtherNode},
         service::{Algorithm, Forwarding, Service},
     },
     source::{Object, Refusal},
@@ -52,7 +52,7 @@ pub enum Converted {
     /// This node.
     Node(Node, NodePresence),
     /// Another node, where tunnels may end.
-    OtherNode(Box<[IpAddr]>),
+    OtherNode(OtherNode),
     /// Networks of ClusterIPs.
     ServiceCidr(Vec<IpNet>),
     /// Nothing for this proxy: as if the object did not exist.
@@ -118,21 +118,26 @@ fn convert_node(node: &v1::Node, rules: &Rules, faults: &mut Faults) -> Option<C
     Some(if is_own {
         Converted::Node(own(), presence(node))
     } else {
-        Converted::OtherNode(internal_ips(node, faults))
+        Converted::OtherNode(other_node(node, faults))
     })
 }
 
-/// Its addresses of type InternalIP, the first of each family.
-fn internal_ips(node: &v1::Node, faults: &mut Faults) -> Box<[IpAddr]> {
-    let listed = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
-    let mut ips: Vec<IpAddr> = Vec::with_capacity(2);
-    for (index, address) in listed.filter(|(_, address)| address.type_ == "InternalIP") {
-        let ip = faults.accept(format!("status.addresses[{index}].address"), parse_ip(&address.address));
-        if let Some(ip) = ip.filter(|ip| ips.iter().all(|known| known.is_ipv4() != ip.is_ipv4())) {
-            ips.push(ip);
-        }
+fn other_node(node: &v1::Node, faults: &mut Faults) -> OtherNode {
+    OtherNode {
+        internal_ips: addresses(node, "InternalIP", faults),
+        external_ips: addresses(node, "ExternalIP", faults),
     }
-    ips.into()
+}
+
+/// Its addresses of a type, in its order.
+fn addresses(node: &v1::Node, of_type: &str, faults: &mut Faults) -> Box<[IpAddr]> {
+    let listed = node.status.iter().flat_map(|status| status.addresses.iter().flatten()).enumerate();
+    let wanted = listed.filter(|(_, address)| address.type_ == of_type);
+    wanted
+        .filter_map(|(index, address)| {
+            faults.accept(format!("status.addresses[{index}].address"), parse_ip(&address.address))
+        })
+        .collect()
 }
 
 /// `spec.podCIDRs`, or of an older API server `spec.podCIDR`.

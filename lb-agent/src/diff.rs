@@ -21,6 +21,8 @@
 //! | 11 generations moved | 12 | connections would go on to a backend whose id may soon mean another |
 //! | 12 backends deleted | | |
 //!
+//! `PEERS` depends on nothing else and goes between 1 and 2, what comes before what goes.
+//!
 //! Runs that no frontend points to any more need no write: nobody reads them. They are written afresh by a later
 //! plan, never by the same one, so a program that read the old frontend an instant ago still finds its old run.
 
@@ -34,6 +36,7 @@ use lb_common::{
     family::{Family, V4, V6},
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    peer::{PeerKey, PeerValue},
     source_range::{SourceRangeKey, SourceRangeValue},
     vip::{VipKey, VipValue},
 };
@@ -73,6 +76,7 @@ pub struct FamilyDelta<F: Family> {
     source_ranges: Changes<SourceRangeKey<F>, SourceRangeValue>,
     service_cidrs: Changes<u32, CidrValue<F>>,
     vips: Changes<VipKey<F>, VipValue>,
+    peers: Changes<PeerKey<F>, PeerValue>,
 }
 
 /// A family with its share of a [`Delta`].
@@ -220,6 +224,17 @@ impl Delta {
         want(&mut F::delta_mut(self).vips, F::of(have).vips.get(&key), key, value);
     }
 
+    /// Wants a network among those whose tunnels end here, or not.
+    pub fn want_peer<F: DeltaFamily>(&mut self, have: &MapState, key: PeerKey<F>, is_wanted: bool) {
+        let value = is_wanted.then_some(PeerValue { allowed: 1 });
+        want(&mut F::delta_mut(self).peers, F::of(have).peers.get(&key), key, value);
+    }
+
+    /// The networks whose tunnels end here by now, or will.
+    pub fn known_peers<F: DeltaFamily>(&self, have: &MapState) -> BTreeSet<PeerKey<F>> {
+        F::of(have).peers.keys().chain(F::delta(self).peers.keys()).copied().collect()
+    }
+
     /// Wants a member.
     pub fn want_member(&mut self, have: &MapState, key: MemberKey, value: Option<MemberValue>) {
         want(&mut self.members, have.members.get(&key), key, value);
@@ -279,6 +294,8 @@ impl Delta {
         self.v6.plan_service_cidrs_that_go(&mut plan, &have.v6);
         self.v4.plan_vips(&mut plan, false);
         self.v6.plan_vips(&mut plan, false);
+        self.v4.plan_peers(&mut plan);
+        self.v6.plan_peers(&mut plan);
         self.v4.plan_backends(&mut plan, true);
         self.v6.plan_backends(&mut plan, true);
         plan.extend(puts(&self.members).map(|(key, value)| Write::Member(key, Some(value))));
@@ -357,6 +374,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             source_ranges: between(&have.source_ranges, &want.source_ranges),
             service_cidrs: between(&have.service_cidrs, &want.service_cidrs),
             vips: between(&have.vips, &want.vips),
+            peers: between(&have.peers, &want.peers),
         }
     }
 
@@ -366,6 +384,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             && self.source_ranges.is_empty()
             && self.service_cidrs.is_empty()
             && self.vips.is_empty()
+            && self.peers.is_empty()
     }
 
     fn plan_backends(&self, plan: &mut Plan, puts: bool) {
@@ -401,6 +420,13 @@ impl<F: MapFamily> FamilyDelta<F> {
         plan.extend(planned(&self.vips, puts, |key, value| F::write(FamilyWrite::Vip(key, value))));
     }
 
+    /// Those that come before those that go: a node may change the address of which a network was known.
+    fn plan_peers(&self, plan: &mut Plan) {
+        for puts in [true, false] {
+            plan.extend(planned(&self.peers, puts, |key, value| F::write(FamilyWrite::Peer(key, value))));
+        }
+    }
+
     fn plan_frontends(&self, plan: &mut Plan, puts: bool) {
         plan.extend(planned(&self.frontends, puts, |key, value| F::write(FamilyWrite::Frontend(key, value))));
     }
@@ -412,6 +438,7 @@ impl<F: MapFamily> FamilyDelta<F> {
             FamilyWrite::SourceRange(key, _) => drop(self.source_ranges.remove(key)),
             FamilyWrite::ServiceCidr(index, _) => drop(self.service_cidrs.remove(index)),
             FamilyWrite::Vip(key, _) => drop(self.vips.remove(key)),
+            FamilyWrite::Peer(key, _) => drop(self.peers.remove(key)),
         }
     }
 }

@@ -11,6 +11,7 @@ use lb_common::{
     family::{Address, Be16, Family},
     flow::{FlowKey, Tuple},
     maps::{self, MAPS, MapSpec, MapType},
+    peer::TunnelCounter,
     verdict::Verdict,
 };
 use serde::{Deserialize, Serialize};
@@ -65,6 +66,15 @@ pub struct VerdictCount {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+/// What came in tunnels for frontends with direct server return.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelCount {
+    /// Packets unwrapped.
+    pub unwrapped: u64,
+    /// Packets left to the stack because their sender is nobody from whom tunnels are expected.
+    pub strangers: u64,
 }
 
 /// One direction of a connection.
@@ -128,6 +138,19 @@ pub fn verdicts(dir: &Path) -> Result<Vec<VerdictCount>, InspectError> {
             })
         })
         .collect()
+}
+
+/// The counters of tunnels pinned in `dir`, the CPUs added up.
+pub fn tunnels(dir: &Path) -> Result<TunnelCount, InspectError> {
+    let error = |source| InspectError::Map { name: maps::TUNNELS.to_owned(), source };
+    let data = MapData::from_pin(dir.join(maps::TUNNELS)).map_err(error)?;
+    let counters: PerCpuArray<MapData, TunnelCounter> =
+        PerCpuArray::try_from(Map::PerCpuArray(data)).map_err(error)?;
+    let values = counters.get(&0, 0).map_err(error)?;
+    Ok(TunnelCount {
+        unwrapped: values.iter().map(|value| value.unwrapped).sum(),
+        strangers: values.iter().map(|value| value.strangers).sum(),
+    })
 }
 
 /// The connections of one family pinned in `dir`.

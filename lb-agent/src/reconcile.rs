@@ -21,7 +21,7 @@ use tokio::sync::watch;
 
 use crate::{
     convert::Rules,
-    desired::{Desired, Exhausted, Surroundings, Target, maglev::TableSize, service_cidrs},
+    desired::{Desired, Exhausted, Surroundings, Target, maglev::TableSize, peers, service_cidrs},
     diff::{Delta, Failed, apply},
     maps::{MapError, MapState, Maps, dump},
     model::{
@@ -31,7 +31,7 @@ use crate::{
         service::{Algorithm, Forwarding, ServiceName},
     },
     reconcile::progress::{Cause, Progress},
-    report::SyncReport,
+    report::{SyncReport, TunnelReport},
     source::{Change, Refusal},
 };
 
@@ -46,6 +46,8 @@ pub struct ReconcileConfig {
     pub algorithm: Algorithm,
     /// How packets of Services that say nothing of it get to backends elsewhere.
     pub forwarding: Forwarding,
+    /// From where tunnels may come beside other nodes' addresses.
+    pub dsr_sources: Vec<IpNet>,
     /// Slots of Maglev tables.
     pub table_size: TableSize,
     /// The first id to give out; `None`: a random one.
@@ -92,6 +94,7 @@ pub enum Fault {
 pub struct Reconciler<M> {
     maps: M,
     rules: Rules,
+    dsr_sources: Vec<IpNet>,
     table_size: TableSize,
     model: Model,
     addresses: NodeAddresses,
@@ -103,6 +106,7 @@ pub struct Reconciler<M> {
     dirty: BTreeSet<ServiceName>,
     all_dirty: bool,
     service_cidrs_dirty: bool,
+    peers_dirty: bool,
     /// False until the first sync has computed everything.
     has_computed: bool,
     progress: Progress,
@@ -141,6 +145,7 @@ impl<M: Maps> Reconciler<M> {
             model: Model::new(rules.node_name.clone()),
             maps,
             rules,
+            dsr_sources: config.dsr_sources,
             table_size: config.table_size,
             addresses: NodeAddresses::default(),
             have,
@@ -148,6 +153,7 @@ impl<M: Maps> Reconciler<M> {
             dirty: BTreeSet::new(),
             all_dirty: true,
             service_cidrs_dirty: false,
+            peers_dirty: true,
             has_computed: false,
             progress: Progress::default(),
             pod_cidrs: watch::channel(None).0,
@@ -177,6 +183,10 @@ impl<M: Maps> Reconciler<M> {
             Dirty::All => {
                 self.all_dirty = true;
                 self.publish_pod_cidrs();
+            }
+            Dirty::Nodes => {
+                self.all_dirty = true;
+                self.peers_dirty = true;
             }
             Dirty::ServiceCidrs => self.service_cidrs_dirty = true,
         }
@@ -297,6 +307,9 @@ impl<M: Maps> Reconciler<M> {
         if std::mem::take(&mut self.service_cidrs_dirty) {
             service_cidrs::want(&self.model, &mut target);
         }
+        if std::mem::take(&mut self.peers_dirty) {
+            peers::want(&self.model, &self.dsr_sources, &mut target);
+        }
         (names, exhausted)
     }
 
@@ -356,6 +369,7 @@ impl<M: Maps> Reconciler<M> {
             frontends: self.have.v4.frontends.len() + self.have.v6.frontends.len(),
             backends: self.have.v4.backends.len() + self.have.v6.backends.len(),
             service_cidrs: self.service_cidrs(),
+            tunnels: self.tunnels(),
             dirty: self.dirty.len() + self.delta.pending(&self.have).service_ports.len(),
             syncs: self.stats.syncs,
             failures: self.stats.failures,
@@ -370,6 +384,16 @@ impl<M: Maps> Reconciler<M> {
     fn service_cidrs(&self) -> Vec<String> {
         let v4 = self.have.v4.service_cidrs.values().map(dump::service_cidr_network);
         v4.chain(self.have.v6.service_cidrs.values().map(dump::service_cidr_network)).collect()
+    }
+
+    /// Who is known that may send tunnels here.
+    fn tunnels(&self) -> TunnelReport {
+        TunnelReport {
+            wanted: self.model.wants_nodes(),
+            awaits_nodes: self.model.awaits_nodes(),
+            nodes: self.model.other_nodes().count(),
+            peers: self.have.v4.peers.len() + self.have.v6.peers.len(),
+        }
     }
 
     /// What was refused: bad values, and frontends that another Service has.

@@ -65,6 +65,19 @@ pub struct BackendReport {
     pub node: Option<String>,
 }
 
+/// Whose tunnels end here.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelReport {
+    /// True while some Service's packets may go in tunnels.
+    pub wanted: bool,
+    /// True until every Node was seen: what the maps hold of them stays meanwhile.
+    pub awaits_nodes: bool,
+    /// Other nodes known.
+    pub nodes: usize,
+    /// Addresses and networks in the maps, both families.
+    pub peers: usize,
+}
+
 /// The control plane's state.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SyncReport {
@@ -80,6 +93,8 @@ pub struct SyncReport {
     pub backends: usize,
     /// Service CIDRs in the maps, both families.
     pub service_cidrs: Vec<String>,
+    /// Who may send tunnels here.
+    pub tunnels: TunnelReport,
     /// Services waiting to be written.
     pub dirty: usize,
     /// Successful syncs since start.

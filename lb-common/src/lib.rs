@@ -51,6 +51,7 @@ pub mod limits;
 pub mod maglev;
 pub mod maps;
 pub mod next_hop;
+pub mod peer;
 pub mod pod;
 pub mod rev_nat;
 pub mod sctp;

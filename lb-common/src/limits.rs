@@ -16,6 +16,8 @@ pub const MEMBERS_MAX: u32 = 524_288;
 pub const SOURCE_RANGES_MAX: u32 = 65_536;
 /// Entries of each `VIPS`: every frontend may have an address of its own.
 pub const VIPS_MAX: u32 = FRONTENDS_MAX;
+/// Entries of each `PEERS`; fixed: three clusters of the largest size, each node with an address of each kind.
+pub const PEERS_MAX: u32 = 65_536;
 /// Entries of each `SERVICE_CIDRS`; fixed.
 pub const SERVICE_CIDRS_MAX: u32 = 8;
 /// Elements of `PORTS`, `TARGET_PORTS` and `VIP_HASHES`, 64 numbers each; fixed.

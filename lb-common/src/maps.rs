@@ -21,6 +21,7 @@ use crate::{
     kind::Kinds,
     limits,
     next_hop::NextHopValue,
+    peer::{PeerKey, PeerValue, TunnelCounter},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
@@ -46,6 +47,10 @@ pub const SERVICE_CIDRS: &str = "SERVICE_CIDRS";
 pub const POD_CIDRS: &str = "POD_CIDRS";
 /// Base name of `VIPS4` and `VIPS6`.
 pub const VIPS: &str = "VIPS";
+/// Base name of `PEERS4` and `PEERS6`.
+pub const PEERS: &str = "PEERS";
+/// Per-CPU array of one: what came in tunnels.
+pub const TUNNELS: &str = "TUNNELS";
 /// The ports of frontends ([`crate::bit_set`]).
 pub const PORTS: &str = "PORTS";
 /// The ports of backends ([`crate::bit_set`]).
@@ -157,7 +162,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 44] = {
+pub const MAPS: [MapSpec; 47] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -202,6 +207,9 @@ pub const MAPS: [MapSpec; 44] = {
             NO_PREALLOC,
             Agent,
         ),
+        spec::<PeerKey<V4>, PeerValue>("PEERS4", LpmTrie, limits::PEERS_MAX, NO_PREALLOC, Agent),
+        spec::<PeerKey<V6>, PeerValue>("PEERS6", LpmTrie, limits::PEERS_MAX, NO_PREALLOC, Agent),
+        spec::<u32, TunnelCounter>("TUNNELS", PerCpuArray, 1, 0, Datapath),
         spec::<u32, u64>("PORTS", Array, limits::BIT_SET_WORDS, 0, Agent),
         spec::<u32, u64>("TARGET_PORTS", Array, limits::BIT_SET_WORDS, 0, Agent),
         spec::<u32, u64>("VIP_HASHES", Array, limits::BIT_SET_WORDS, 0, Agent),

@@ -22,6 +22,7 @@ use crate::{
     id::{BackendId, ServicePortId},
     kind::{Kind, Kinds},
     next_hop::{Macs, NextHopValue},
+    peer::{PeerKey, PeerValue, TunnelCounter},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
@@ -86,6 +87,10 @@ pod! {
     VipKey<V4> { addr: Addr4 }
     VipKey<V6> { addr: Addr6 }
     VipValue { used: u32 }
+    PeerKey<V4> { prefix_len: u32, addr: Addr4 }
+    PeerKey<V6> { prefix_len: u32, addr: Addr6 }
+    PeerValue { allowed: u32 }
+    TunnelCounter { unwrapped: u64, strangers: u64 }
     AffinityKey<V4> { service_port: ServicePortId, kind: ClientKind, client: Client4 }
     AffinityKey<V6> { service_port: ServicePortId, kind: ClientKind, client: Client6 }
     AffinityValue { last_used_ns: u64, backend: BackendId, _pad: u32 }

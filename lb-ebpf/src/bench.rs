@@ -8,10 +8,10 @@ use core::mem::size_of;
 
 use aya_ebpf::{
     EbpfContext as _,
-    bindings::{bpf_fib_lookup, xdp_action},
+    bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action},
     helpers::{
-        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_sk_release, bpf_skc_lookup_tcp,
-        bpf_xdp_adjust_head,
+        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_sk_release, bpf_skb_adjust_room,
+        bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
     },
     macros::{cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
@@ -20,6 +20,8 @@ use aya_ebpf::{
 
 /// Bytes restored: Ethernet, IPv6 and TCP headers.
 const PACKET_LEN: usize = 74;
+/// Bytes restored of what is in a tunnel: another IPv6 header.
+const TUNNEL_LEN: usize = 114;
 /// Bytes restored where IPv4 suffices.
 const PACKET4_LEN: usize = 54;
 
@@ -40,7 +42,7 @@ pub struct Plan {
     /// Zero.
     _pad: u32,
     /// The packet's head, and room for the last word of it.
-    packet: [u64; 10],
+    packet: [u64; 15],
 }
 
 /// `BPF_F_NO_COMMON_LRU`, as `CONNECTIONS` have it; so are their entries' size and number.
@@ -81,6 +83,12 @@ fn restore(data: usize, end: usize) -> Option<u32> {
             *((data + 54) as *mut [u16; 10]) = *((from + 54) as *const [u16; 10]);
         }
     }
+    if data + TUNNEL_LEN <= end {
+        // SAFETY: as above.
+        unsafe {
+            *((data + 74) as *mut [u16; 20]) = *((from + 74) as *const [u16; 20]);
+        }
+    }
     let number = match plan.vary {
         0 => return Some(0),
         // SAFETY: a helper without arguments.
@@ -107,12 +115,14 @@ fn restore(data: usize, end: usize) -> Option<u32> {
     Some(number)
 }
 
-/// Takes away what a program put before the packet.
+/// Takes away what a program put before the packet, or gives back what it took.
 #[inline(always)]
-fn shorten(context: &XdpContext) {
+fn restore_len(context: &XdpContext) {
     let Some(plan) = PLAN.get(0) else { return };
-    let added = (context.data_end() - context.data()) as i32 - plan.len as i32;
-    if added > 0 {
+    // Else the compiler adds the length to the pointer, which the verifier refuses to shift.
+    let len = core::hint::black_box(context.data_end() - context.data());
+    let added = len as i32 - plan.len as i32;
+    if added != 0 {
         // SAFETY: valid context; the helper checks the length.
         unsafe { bpf_xdp_adjust_head(context.as_ptr().cast(), added) };
     }
@@ -121,7 +131,7 @@ fn shorten(context: &XdpContext) {
 /// Restores, then runs the XDP program under measurement.
 #[xdp(frags)]
 pub fn bench_xdp(context: XdpContext) -> u32 {
-    shorten(&context);
+    restore_len(&context);
     if restore(context.data(), context.data_end()).is_some() {
         // SAFETY: valid context and index. Returns only if there is no program.
         unsafe { XDP_TARGET.tail_call(&context, 0) };
@@ -129,9 +139,21 @@ pub fn bench_xdp(context: XdpContext) -> u32 {
     xdp_action::XDP_ABORTED
 }
 
+/// Gives the packet back what a program took from before its IP header.
+#[inline(always)]
+fn lengthen(context: &TcContext) {
+    let Some(plan) = PLAN.get(0) else { return };
+    let missing = plan.len as i32 - context.len() as i32;
+    if missing > 0 {
+        // SAFETY: valid context; the helper checks the length.
+        unsafe { bpf_skb_adjust_room(context.as_ptr().cast(), missing, BPF_ADJ_ROOM_MAC, 0) };
+    }
+}
+
 /// Restores, then runs the tc program under measurement.
 #[classifier]
 pub fn bench_tc(context: TcContext) -> i32 {
+    lengthen(&context);
     if restore(context.data(), context.data_end()).is_some() {
         // SAFETY: valid context and index. Returns only if there is no program.
         unsafe { TC_TARGET.tail_call(&context, 0) };

@@ -64,6 +64,24 @@ pub fn lookup<F: FamilyMaps>(flow: &FlowKey<F>) -> Option<&'static mut Connectio
     Some(unsafe { &mut *entry })
 }
 
+/// Copies the entry of `flow`, wherever it is recorded, to `entry`; false if it is nowhere.
+///
+/// A copy, so that the verifier need not walk what follows once for each of the two maps.
+#[inline(never)]
+pub fn read_anywhere<F: FamilyMaps>(flow: &FlowKey<F>, entry: &mut ConnectionValue<F>) -> bool {
+    if let Some(found) = conntrack::lookup(flow) {
+        *entry = *found;
+        return true;
+    }
+    if is_recent()
+        && let Some(found) = lookup(flow)
+    {
+        *entry = *found;
+        return true;
+    }
+    false
+}
+
 /// The entry of the flow of `headers`, which `CONNECTIONS` does not know: in `FLOOD`, or, if this packet proves the flow,
 /// in `CONNECTIONS` from here on.
 #[inline(never)]

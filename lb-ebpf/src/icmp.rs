@@ -16,8 +16,8 @@ use lb_common::{
 
 use crate::{
     balance::{Balanced, Hook, Work, belongs, is_sent_on},
-    conntrack,
     counters::{Seen, count_apart},
+    flood,
     forward::{self, Route, Way},
     nat::{Hop, TCP_CHECKSUM, UDP_CHECKSUM},
     packet::{OFFSET_MASK, Packet, Refused},
@@ -134,10 +134,10 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     if quoted(packet, headers, quote).is_none() {
         return Verdict::NotOurs;
     }
-    let Some(entry) = conntrack::lookup(&quote.answer) else { return Verdict::NotOurs };
-    if !belongs(entry, hook) {
+    if !flood::read_anywhere(&quote.answer, &mut opening.entry) || !belongs(&opening.entry, hook) {
         return Verdict::NotOurs;
     }
+    let entry = &opening.entry;
     opening.service_port = entry.service_port;
     opening.backend = entry.backend;
     if entry.flags.has(ConnectionFlags::TUNNEL) {

@@ -119,7 +119,10 @@ fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Op
     work.headers.l3 = l3;
     work.is_tunnelled = 0;
     let mut carries = parse::<F, P>(packet, &mut work.headers)?;
-    if carries == Carries::Tunnel && hook == Hook::UplinkIngress && !P::HANDS_ON {
+    if carries == Carries::Tunnel && hook == Hook::UplinkIngress {
+        if P::HANDS_ON {
+            return Some((Verdict::from_code(packet.unwrap_tunnel())?, 0));
+        }
         carries = match packet.unwrap_tunnel() {
             code if code == Carries::Transport as u32 => Carries::Transport,
             code if code == Carries::Icmp as u32 => Carries::Icmp,
@@ -288,6 +291,20 @@ pub extern "C" fn xdp_claim6(context: *mut xdp_md, how: u32) -> u32 {
     claim::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)), how)
 }
 
+/// [`unwrap_known`](tunnel::unwrap_known) for IPv4 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_unwrap4(context: *mut xdp_md) -> u32 {
+    tunnel::unwrap_known::<V4, _>(&mut XdpPacket::new(XdpContext::new(context)))
+}
+
+/// [`unwrap_known`](tunnel::unwrap_known) for IPv6 packets at XDP hooks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn xdp_unwrap6(context: *mut xdp_md) -> u32 {
+    tunnel::unwrap_known::<V6, _>(&mut XdpPacket::new(XdpContext::new(context)))
+}
+
 impl Opens<V4> for XdpPacket {
     #[inline(always)]
     fn open(&mut self, hook: u32) -> u32 {
@@ -302,6 +319,11 @@ impl Opens<V4> for XdpPacket {
     #[inline(always)]
     fn claim(&mut self, how: u32) -> u32 {
         xdp_claim4(self.md(), how)
+    }
+
+    #[inline(always)]
+    fn unwrap_tunnel(&mut self) -> u32 {
+        xdp_unwrap4(self.md())
     }
 }
 
@@ -319,6 +341,11 @@ impl Opens<V6> for XdpPacket {
     #[inline(always)]
     fn claim(&mut self, how: u32) -> u32 {
         xdp_claim6(self.md(), how)
+    }
+
+    #[inline(always)]
+    fn unwrap_tunnel(&mut self) -> u32 {
+        xdp_unwrap6(self.md())
     }
 }
 

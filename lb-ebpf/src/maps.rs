@@ -23,6 +23,7 @@ use lb_common::{
     limits,
     maps::{NO_COMMON_LRU, NO_PREALLOC, Scratch},
     next_hop::NextHopValue,
+    peer::{PeerValue, TunnelCounter},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
     source_range::{SourceRangeData, SourceRangeValue},
@@ -44,6 +45,7 @@ type NodeAddresses<F> = HashMap<
     { limits::NODE_ADDRESSES_MAX as usize },
     { NO_PREALLOC as usize },
 >;
+type Peers<F> = LpmTrie<<F as Family>::Addr, PeerValue, { limits::PEERS_MAX as usize }>;
 type Connections<F> = LruHashMap<
     FlowKey<F>,
     ConnectionValue<F>,
@@ -88,6 +90,8 @@ pub static SERVICE_COUNTERS: PerCpuArray<TrafficCounter, { limits::SERVICE_PORTS
 pub static BACKEND_COUNTERS: PerCpuArray<TrafficCounter, { limits::BACKENDS_MAX as usize }> =
     PerCpuArray::new();
 #[btf_map]
+pub static TUNNELS: PerCpuArray<TunnelCounter, 1> = PerCpuArray::new();
+#[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
 #[btf_map]
 pub static ALLOWANCES: PerCpuArray<Allowance, 1> = PerCpuArray::new();
@@ -107,6 +111,7 @@ pub trait FamilyMaps: Family {
     fn pod_cidrs() -> &'static PodCidrs<Self>;
     fn vips() -> &'static Vips<Self>;
     fn node_addresses() -> &'static NodeAddresses<Self>;
+    fn peers() -> &'static Peers<Self>;
     fn connections() -> &'static Connections<Self>;
     fn flood() -> &'static Flood<Self>;
     fn next_hops() -> &'static NextHops<Self>;
@@ -121,7 +126,7 @@ pub trait FamilyMaps: Family {
 
 macro_rules! family_maps {
     ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
-     $pods:ident, $vips:ident, $nodes:ident,
+     $pods:ident, $vips:ident, $nodes:ident, $peers:ident,
      $connections:ident, $flood:ident, $hops:ident, $affinity:ident, $rev_nat:ident, $fragments:ident,
      $scratch:ident) => {
         #[btf_map]
@@ -138,6 +143,8 @@ macro_rules! family_maps {
         pub static $vips: Vips<$family> = HashMap::new();
         #[btf_map]
         pub static $nodes: NodeAddresses<$family> = HashMap::new();
+        #[btf_map]
+        pub static $peers: Peers<$family> = LpmTrie::new();
         #[btf_map]
         pub static $connections: Connections<$family> = LruHashMap::new();
         #[btf_map]
@@ -182,6 +189,10 @@ macro_rules! family_maps {
             #[inline(always)]
             fn node_addresses() -> &'static NodeAddresses<Self> {
                 &$nodes
+            }
+            #[inline(always)]
+            fn peers() -> &'static Peers<Self> {
+                &$peers
             }
             #[inline(always)]
             fn connections() -> &'static Connections<Self> {
@@ -230,6 +241,7 @@ family_maps!(
     POD_CIDRS4,
     VIPS4,
     NODE_ADDRESSES4,
+    PEERS4,
     CONNECTIONS4,
     FLOOD4,
     NEXT_HOPS4,
@@ -249,6 +261,7 @@ family_maps!(
     POD_CIDRS6,
     VIPS6,
     NODE_ADDRESSES6,
+    PEERS6,
     CONNECTIONS6,
     FLOOD6,
     NEXT_HOPS6,

@@ -25,6 +25,8 @@ pub struct Changes {
     pub refusals: BTreeMap<String, Vec<Refusal>>,
     /// Kinds that synced.
     pub synced: HashSet<Kind>,
+    /// True once every Node was announced.
+    pub has_every_node: bool,
     /// Everything received since the last [`Changes::forget_log`], in short.
     pub log: Vec<String>,
 }
@@ -38,6 +40,7 @@ impl Changes {
             objects: BTreeMap::new(),
             refusals: BTreeMap::new(),
             synced: HashSet::new(),
+            has_every_node: false,
             log: Vec::new(),
         };
         (sender, changes)
@@ -87,6 +90,7 @@ impl Changes {
             Change::Applied(object) => format!("+{}", object.object_ref()),
             Change::Deleted(object_ref) => format!("-{object_ref}"),
             Change::Synced(kind) => format!("synced {kind}"),
+            Change::EveryNode => "every Node".to_owned(),
             Change::Unreadable { refusals, .. } => format!("{} refusals", refusals.len()),
         });
         match change {
@@ -99,6 +103,7 @@ impl Changes {
             Change::Synced(kind) => {
                 self.synced.insert(kind);
             }
+            Change::EveryNode => self.has_every_node = true,
             Change::Unreadable { origin, refusals } if refusals.is_empty() => {
                 self.refusals.remove(&origin);
             }

@@ -41,6 +41,7 @@ use lb_common::{
     limits,
     maps::{self, MAPS, MapType},
     next_hop::{self, NextHopValue},
+    peer::{PeerValue, TunnelCounter},
     settings::{self, Settings},
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
@@ -654,6 +655,24 @@ impl Node {
         let key = VipKey::<F> { addr: F::Addr::from_ip(addr).unwrap() };
         self.hash(&name::<F>("VIPS")).insert(key, VipValue { used: 1 }, 0).unwrap();
         self.add_bit(maps::VIP_HASHES, vip::hash(&key.addr));
+    }
+
+    /// Lets tunnels of `addr/bits` end here.
+    pub fn peer<F: Family>(&mut self, addr: IpAddr, bits: u32)
+    where
+        F::Addr: Pod,
+    {
+        let map = self.ebpf.map_mut(&name::<F>("PEERS")).unwrap();
+        let mut trie: LpmTrie<_, F::Addr, PeerValue> = map.try_into().unwrap();
+        trie.insert(&Key::new(bits, F::Addr::from_ip(addr).unwrap()), PeerValue { allowed: 1 }, 0).unwrap();
+    }
+
+    /// Packets in tunnels so far: unwrapped, and of strangers.
+    pub fn tunnels(&self) -> (u64, u64) {
+        let map = self.ebpf.map("TUNNELS").unwrap();
+        let counters: PerCpuArray<&MapData, TunnelCounter> = map.try_into().unwrap();
+        let values = counters.get(&0, 0).unwrap();
+        values.iter().fold((0, 0), |sum, value| (sum.0 + value.unwrapped, sum.1 + value.strangers))
     }
 
     /// Lets `cidr` use a service port's source-ranged frontends.

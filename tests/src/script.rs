@@ -4,7 +4,7 @@
 //!
 //! | command | does |
 //! |---|---|
-//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs`, `algorithm`, `forwarding`, `maglev-table-size`, `max-slots` |
+//! | `config KEY=VALUE…` | settings, first of all: `node-name`, `external-ip-cidrs`, `algorithm`, `forwarding`, `dsr-sources`, `maglev-table-size`, `max-slots` |
 //! | `node-addresses IP…` | this node's addresses |
 //! | `apply [FILE…]` | objects from files of `testdata/manifests` and from the section's own YAML |
 //! | `delete KIND NAMESPACE/NAME…` | objects that go |
@@ -161,6 +161,9 @@ impl Run {
                     }
                     Some(("algorithm", name)) => config.algorithm = name.parse().map_err(Error::msg)?,
                     Some(("forwarding", name)) => config.forwarding = name.parse().map_err(Error::msg)?,
+                    Some(("dsr-sources", cidrs)) => {
+                        config.dsr_sources = cidrs.split(',').map(str::parse).collect::<Result<_, _>>()?;
+                    }
                     Some(("maglev-table-size", size)) => {
                         config.table_size = size.parse().map_err(Error::msg)?;
                     }
@@ -184,6 +187,7 @@ impl Run {
         }
         reconciler.apply_change(Change::Synced(Kind::Service));
         reconciler.apply_change(Change::Synced(Kind::EndpointSlice));
+        reconciler.apply_change(Change::EveryNode);
         self.reconciler = Some(reconciler);
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::{
 use lb_agent::desired::maglev::TableSize;
 use lb_common::{
     conntrack::ConnectionFlags,
-    family::{Protocol, V4, V6},
+    family::{Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKind},
     verdict::Verdict,
 };
@@ -134,6 +134,7 @@ macro_rules! cases {
                 change(&mut service);
                 node.serve::<F>(&service);
                 node.reach_at::<F>(&service, &[F::OTHER_NODE]);
+                node.peer::<F>(F::OTHER_NODE, F::BITS);
                 (node, service)
             }
 
@@ -327,6 +328,7 @@ macro_rules! cases {
                     );
                 }
                 assert_eq!(counts(&node), [(Verdict::Translated, 48)].into());
+                assert_eq!(node.tunnels(), (32, 0));
             }
 
             /// A NodePort is dialled at the other node's address.
@@ -373,6 +375,61 @@ macro_rules! cases {
                     }
                 }
                 assert_eq!(node.connections::<F>(), 0);
+            }
+
+            /// Whoever is no node of the cluster, nor in a network that the operator named.
+            pub(super) fn a_strangers_tunnels_stay_as_they_came() {
+                let (mut node, _) = serving(Protocol::TCP, |_| ());
+                let request = tcp(CLIENT, VIP, SYN).bytes();
+                let stranger = |packet: &[u8]| packet::tunnelled(packet, F::OTHER_CLIENT, F::NODE);
+                translate(&mut node, Hook::FromNetwork, &arriving(&request));
+                let answer = tcp(VIP, CLIENT, SYN_ACK).bytes();
+                let error = Icmp::about(F::ROUTER, &answer, F::TOO_BIG, 1280).bytes();
+                for packet in [&request, &tcp(CLIENT, VIP, ACK).bytes(), &error] {
+                    let packet = stranger(packet);
+                    assert_eq!(node.run(Hook::FromNetwork, &packet), untouched(&packet));
+                }
+                assert_eq!(node.tunnels(), (1, 3));
+                assert_eq!(counts(&node), [(Verdict::Translated, 1)].into());
+                node.peer::<F>(F::OTHER_CLIENT, F::BITS - 1);
+                assert_eq!(translate(&mut node, Hook::FromNetwork, &stranger(&request)).dst, POD);
+                assert_eq!(node.tunnels(), (2, 3));
+            }
+
+            /// A known connection's packets need no tc: XDP unwraps and translates them. All others it leaves in their tunnels,
+            /// bit for bit.
+            pub(super) fn xdp_unwraps_what_it_knows() {
+                let (mut node, service) = serving(Protocol::TCP, |_| ());
+                let opening = arriving(&tcp(CLIENT, VIP, SYN).bytes());
+                let left = |packet: &[u8]| Ran { code: XDP_PASS, packet: packet.to_vec() };
+                assert_eq!(node.run_xdp(&opening), left(&opening), "who opens a connection");
+                node.run_tc(Hook::FromNetwork, &opening);
+                let capable = packet::with_ecn(&tcp(CLIENT, VIP, ACK).bytes(), 1);
+                for request in [tcp(CLIENT, VIP, ACK).with_payload(&[7; 999]).bytes(), capable.clone()] {
+                    let by_tc = node.run_tc(Hook::FromNetwork, &arriving(&request)).packet;
+                    let by_xdp = node.run_xdp(&arriving(&request));
+                    assert_eq!(by_xdp, left(&by_tc), "the same by either");
+                    assert_eq!(Packet::decode(&by_xdp.packet).dst, POD);
+                }
+                assert_eq!(node.tunnels(), (5, 0));
+                let counted = node.service(service.service_port());
+                assert_eq!((counted.packets, counts(&node)[&Verdict::Translated]), (5, 5));
+                let large = Packet::udp(CLIENT, VIP, &[7; 64]).bytes();
+                let error = Icmp::about(F::ROUTER, &tcp(VIP, CLIENT, ACK).bytes(), F::TOO_BIG, 1280).bytes();
+                let other = tcp((F::CLIENT, 50_000), VIP, ACK).bytes();
+                let again = tcp(CLIENT, VIP, ACK).bytes();
+                for packet in [
+                    packet::with_ecn(&arriving(&capable), 3),
+                    packet::tunnelled(&again, F::OTHER_CLIENT, F::NODE),
+                    packet::tunnelled(&again, F::OTHER_NODE, F::OTHER_NODE),
+                    packet::tagged(&arriving(&again)),
+                    arriving(&packet::fragments(&large, 32)[0]),
+                    arriving(&error),
+                    arriving(&other),
+                ] {
+                    assert_eq!(node.run_xdp(&packet), left(&packet));
+                }
+                assert_eq!((node.tunnels(), node.connections::<F>()), ((5, 0), 2));
             }
 
             /// RFC 6040, 4.2.
@@ -427,12 +484,14 @@ both_families! {
     an_error_about_an_answer_goes_to_the_backends_node_too
     what_comes_in_a_tunnel_goes_to_a_backend_of_this_node
     tunnels_that_are_none_of_ours_stay_as_they_came
+    a_strangers_tunnels_stay_as_they_came
     ;
     a_large_packet_of_segments_that_do_not_fit_is_answered
     a_node_port_of_another_node_is_this_ones_too
     a_table_finds_a_flows_node_without_connections
     what_needs_a_connection_has_one_beside_a_table
     what_came_in_a_tunnel_goes_into_no_other
+    xdp_unwraps_what_it_knows
     congestion_in_the_tunnel_is_told_the_backend
     fragments_in_tunnels_follow_their_first
     an_error_about_an_answer_reaches_the_backend

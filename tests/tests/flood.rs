@@ -11,17 +11,20 @@ use anyhow::{Result, ensure};
 use lb_common::{
     conntrack::{ConnectionFlags, Phase},
     family::{Family, Protocol, V4, V6},
-    frontend::FrontendFlags,
+    frontend::{FrontendFlags, FrontendKind},
+    id::BackendId,
     limits,
     sctp::{DATA, INIT, INIT_ACK},
 };
 use lb_tests::{
     cluster::At,
     objects::service,
-    packet::{ACK, Packet, RST, SYN, SYN_ACK, tunnelled},
+    packet::{ACK, Icmp, Packet, RST, SYN, SYN_ACK, tunnelled},
     probe::Target,
     process::eventually,
-    prog::{ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, Server, Service, UNSPEC, through_xdp},
+    prog::{
+        ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, through_xdp,
+    },
     scene::{Scene, cluster_ip, dual, ready},
 };
 
@@ -43,6 +46,11 @@ fn forger<F: Family>(index: u32) -> IpAddr {
         32 => Ipv4Addr::from_bits(u32::from(Ipv4Addr::new(198, 18, 0, 0)) + index).into(),
         _ => Ipv6Addr::from_bits((0x2001_0db8_0bad << 80) + u128::from(index)).into(),
     }
+}
+
+/// Type and code of "fragmentation needed" or "packet too big".
+fn too_big<F: Family>() -> (u8, u8) {
+    if F::BITS == 32 { (3, 4) } else { (2, 0) }
 }
 
 /// Keeps the thread on one CPU: rates and shares of maps are per CPU.
@@ -324,6 +332,66 @@ macro_rules! cases {
                 assert!(entry.flags.has(ConnectionFlags::TUNNEL));
             }
 
+            /// Spec 12A.50, of flows that are in `FLOOD`: in both directions, with and without SNAT.
+            pub(super) fn errors_about_flows_of_a_flood_are_translated() {
+                for backend in [(F::POD, true), (F::REMOTE_POD, false)] {
+                    let mut node = start(1, Protocol::UDP, &[backend]);
+                    for index in 0..20 {
+                        translate(
+                            &mut node,
+                            Hook::FromNetwork,
+                            &Packet::udp((forger::<F>(index), 53), VIP, b"?"),
+                        );
+                    }
+                    let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
+                    let sent = translate(&mut node, Hook::FromNetwork, &question);
+                    assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                    // Where answers are translated an error about the question is, and the other way round.
+                    let told = |node: &mut Node, hook, about: &Packet| {
+                        let ran = node
+                            .run(hook, &Icmp::about(F::ROUTER, &about.bytes(), too_big::<F>(), 1300).bytes());
+                        let told = Icmp::decode(&ran.packet);
+                        (told.src, told.dst, told.payload)
+                    };
+                    let quoted = |packet: &Packet, ttl| packet.clone().with_ttl(ttl).bytes()[14..].to_vec();
+                    let (src, dst, payload) = told(&mut node, way_back(sent.dst), &sent);
+                    assert_eq!((src, dst, payload), (F::VIP, F::CLIENT, quoted(&question, sent.ttl)));
+                    let answer = Packet::udp(sent.dst, sent.src, b"answer");
+                    let answered = translate(&mut node, way_back(sent.dst), &answer);
+                    let (src, dst, payload) = told(&mut node, Hook::FromNetwork, &answered);
+                    let router = if backend.1 { F::ROUTER } else { F::NODE };
+                    assert_eq!((src, dst, payload), (router, sent.dst.0, quoted(&answer, answered.ttl)));
+                    assert_eq!(node.flood_flows().1, 0, "an error proves nothing");
+                }
+            }
+
+            /// The error comes back to the node that was dialled and goes where the flow goes; there it is translated.
+            pub(super) fn errors_about_flows_of_a_flood_pass_tunnels() {
+                let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
+                let answer = Packet::tcp(VIP, (F::CLIENT, 30_000), SYN_ACK).bytes();
+                let error = Icmp::about(F::ROUTER, &answer, too_big::<F>(), 1300).bytes();
+                let flags = (Protocol::TCP, FrontendFlags::DSR);
+                let mut node = start_with(&options, flags, &[(F::REMOTE_POD, false)]);
+                let server = Server { addr: (F::REMOTE_POD, TARGET), local: false };
+                node.reach_at::<F>(&Service::new(VIP, Protocol::TCP, &[server]), &[F::OTHER_NODE]);
+                flood(&mut node, 0, 20);
+                node.run(Hook::FromNetwork, &from_client(30_000).bytes());
+                let ran = node.run(Hook::FromNetwork, &error);
+                assert_eq!(ran.packet[TYPE..], tunnelled(&error, F::NODE, F::OTHER_NODE)[TYPE..]);
+
+                let mut node = start_with(&options, flags, &[(F::POD, true)]);
+                node.peer::<F>(F::OTHER_NODE, F::BITS);
+                let arriving = |packet: &[u8]| tunnelled(packet, F::OTHER_NODE, F::NODE);
+                for index in 0..20 {
+                    let syn = Packet::tcp((forger::<F>(index), 1234), VIP, SYN);
+                    node.run(Hook::FromNetwork, &arriving(&syn.bytes()));
+                }
+                node.run(Hook::FromNetwork, &arriving(&from_client(30_000).bytes()));
+                assert!(node.flood_entry::<F>(&from_client(30_000).flow()).is_some());
+                let ran = node.run(Hook::FromNetwork, &arriving(&error));
+                assert_eq!(Icmp::decode(&ran.packet).dst, F::POD);
+            }
+
             pub(super) fn affinity_binds_who_has_proved_to_be_a_client() {
                 let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
                 let flags = (Protocol::TCP, FrontendFlags::AFFINITY);
@@ -335,6 +403,70 @@ macro_rules! cases {
                 assert_eq!(node.affinity::<F>().len(), first, "not for a SYN");
                 translate(&mut node, Hook::ToNetwork, &Packet::tcp(sent.dst, sent.src, ACK));
                 assert_eq!(node.affinity::<F>().len(), first + 1);
+            }
+
+            /// Spec 3.5: the hash chooses only for those who are not bound yet.
+            pub(super) fn a_client_that_is_bound_keeps_its_backend() {
+                let options = LoadOptions { flood_threshold: 1, ..LoadOptions::default() };
+                let flags = (Protocol::TCP, FrontendFlags::AFFINITY);
+                let pods = [(F::POD, true), (F::NODE, true), (F::OTHER_CLIENT, true), (F::REMOTE_POD, false)];
+                let mut node = start_with(&options, flags, &pods);
+                let bound = translate(&mut node, Hook::FromNetwork, &from_client(20_000)).dst;
+                flood(&mut node, 0, 20);
+                for port in 30_000..30_016 {
+                    let sent = translate(&mut node, Hook::FromNetwork, &from_client(port));
+                    assert!(node.flood_entry::<F>(&from_client(port).flow()).is_some());
+                    assert_eq!(sent.dst, bound);
+                }
+            }
+
+            /// Spec 7.4 to 7.6: a flow goes on to another backend when its own no longer serves, recorded where it may.
+            pub(super) fn datagrams_leave_a_backend_that_no_longer_serves() {
+                let mut node = start(1, Protocol::UDP, &[(F::POD, true), (F::OTHER_CLIENT, true)]);
+                for index in 0..20 {
+                    translate(
+                        &mut node,
+                        Hook::FromNetwork,
+                        &Packet::udp((forger::<F>(index), 53), VIP, b"?"),
+                    );
+                }
+                let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
+                let sent = translate(&mut node, Hook::FromNetwork, &question);
+                assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                let (gone, other, stays) =
+                    if sent.dst.0 == F::POD { (1, 2, F::OTHER_CLIENT) } else { (2, 1, F::POD) };
+                let server = Server { addr: (stays, TARGET), local: true };
+                let service = Service { base: other, ..Service::new(VIP, Protocol::UDP, &[server]) };
+                node.serve::<F>(&service);
+                node.leave(&service, BackendId(gone));
+                let sent = translate(&mut node, Hook::FromNetwork, &question);
+                assert_eq!((sent.src, sent.dst), (question.src, (stays, TARGET)));
+            }
+
+            /// Spec 1.52, 5.1, 5.4: who may not, and who finds nobody, leaves no trace in `FLOOD`.
+            pub(super) fn refusals_are_the_same() {
+                let mut node = start(1, Protocol::TCP, &[(F::POD, true)]);
+                let server = Server { addr: (F::POD, TARGET), local: true };
+                let another = |id, port, backends: &[Server]| {
+                    let service = Service::new((F::VIP, port), Protocol::TCP, backends);
+                    Service { id, base: id * 8, kind: FrontendKind::LOAD_BALANCER, ..service }
+                };
+                let restricted = Service { flags: FrontendFlags::SOURCE_RANGES, ..another(2, 81, &[server]) };
+                node.serve::<F>(&restricted);
+                node.source_range::<F>(restricted.service_port(), F::CLIENT, F::BITS);
+                node.serve::<F>(&another(3, 82, &[]));
+                let silent = Service { flags: FrontendFlags::EXTERNAL_DROP, ..another(4, 83, &[]) };
+                node.serve::<F>(&silent);
+                flood(&mut node, 0, 20);
+                let mut told = |from, port| {
+                    let syn = Packet::tcp((from, 30_000), (F::VIP, port), SYN);
+                    let code = node.run(Hook::FromNetwork, &syn.bytes()).code;
+                    (code, node.flood_entry::<F>(&syn.flow()).is_some())
+                };
+                assert_eq!(told(F::CLIENT, 81), (UNSPEC, true));
+                assert_eq!(told(F::OTHER_CLIENT, 81), (SHOT, false), "source ranges");
+                assert_eq!(told(F::CLIENT, 82), (REDIRECT, false), "a RST");
+                assert_eq!(told(F::CLIENT, 83), (SHOT, false), "policy Local without a local backend");
             }
 
             /// All source ports are taken: by flows that have proved nothing, but for one.
@@ -416,7 +548,12 @@ tests! {
     datagrams_become_a_connection_when_they_last
     an_association_becomes_a_connection_after_its_handshake
     a_flow_in_a_tunnel_becomes_a_connection_when_it_goes_on
+    errors_about_flows_of_a_flood_are_translated
+    errors_about_flows_of_a_flood_pass_tunnels
     affinity_binds_who_has_proved_to_be_a_client
+    a_client_that_is_bound_keeps_its_backend
+    datagrams_leave_a_backend_that_no_longer_serves
+    refusals_are_the_same
     source_ports_of_unproved_flows_are_taken_over
     after_the_flood_flows_are_connections_again
 }

@@ -49,11 +49,20 @@ struct Running {
 
 impl Running {
     fn start(kubeconfig: PathBuf, api_servers: Vec<String>, timeouts: Timeouts) -> Self {
+        Self::start_with(kubeconfig, api_servers, timeouts, |source| source)
+    }
+
+    fn start_with(
+        kubeconfig: PathBuf,
+        api_servers: Vec<String>,
+        timeouts: Timeouts,
+        prepare: impl FnOnce(KubernetesSource) -> KubernetesSource,
+    ) -> Self {
         let (sender, changes) = Changes::channel(64);
         let node_name = "node-a".to_owned();
         let config =
             KubernetesConfig { kubeconfig: Some(kubeconfig), api_servers, node_name, page_size: 500 };
-        let source = KubernetesSource::new(config).with_timeouts(timeouts);
+        let source = prepare(KubernetesSource::new(config).with_timeouts(timeouts));
         let (status, stop) = (source.status(), CancellationToken::new());
         let task = tokio::spawn(source.run(sender, stop.clone()));
         Self { changes, status, stop, task, _dir: None }
@@ -221,6 +230,113 @@ async fn the_own_node_is_deleted_and_made_again() -> Outcome {
     cluster.apply::<Node>(&object(json!({"metadata": {"name": "node-a"}}))?);
     running.changes.until("back", |changes| changes.has("Node node-a")).await?;
     assert_eq!(running.changes.log, ["-Node node-a", "+Node node-a"]);
+    running.stop().await
+}
+
+/// A source that follows every Node once told to.
+fn with_nodes(server: &ApiServer) -> anyhow::Result<(Running, watch::Sender<bool>)> {
+    let dir = TempDir::new()?;
+    let kubeconfig = server.write_kubeconfig(dir.path())?;
+    let wanted = watch::Sender::new(false);
+    let running = Running::start_with(kubeconfig, vec![server.url()], TIMEOUTS, |source| {
+        source.with_nodes(wanted.subscribe())
+    });
+    Ok((Running { _dir: Some(dir), ..running }, wanted))
+}
+
+fn node(name: &str, address: &str) -> anyhow::Result<Node> {
+    object(json!({
+        "metadata": {"name": name}, "status": {"addresses": [{"type": "InternalIP", "address": address}]},
+    }))
+}
+
+/// The first address of a Node that was sent.
+fn address_of(changes: &Changes, name: &str) -> Option<String> {
+    changes.objects.values().find_map(|object| match object {
+        Object::Node(node) if node.metadata.name.as_deref() == Some(name) => {
+            Some(node.status.as_ref()?.addresses.as_ref()?.first()?.address.clone())
+        }
+        _ => None,
+    })
+}
+
+fn asked_for_every_node(server: &ApiServer) -> usize {
+    let requests = server.requests();
+    requests.iter().filter(|it| it.contains("/nodes?") && !it.contains("fieldSelector")).count()
+}
+
+#[tokio::test]
+async fn every_node_is_followed_once_some_service_needs_it() -> Outcome {
+    let cluster = small_cluster()?;
+    let server = ApiServer::start(&cluster).await?;
+    let (mut running, wanted) = with_nodes(&server)?;
+    running.changes.until_synced().await?;
+    running.changes.nothing_within(Duration::from_millis(300)).await?;
+    assert_eq!(asked_for_every_node(&server), 0);
+    assert!(!running.changes.has_every_node);
+    wanted.send_replace(true);
+    running.changes.until("every Node", |changes| changes.has_every_node).await?;
+    assert!(running.changes.has("Node node-b"));
+
+    cluster.apply(&node("node-b", "192.0.2.11")?);
+    cluster.apply(&node("node-c", "192.0.2.12")?);
+    running.changes.until("node-c", |changes| changes.has("Node node-c")).await?;
+    assert_eq!(address_of(&running.changes, "node-b").as_deref(), Some("192.0.2.11"));
+    cluster.apply(&node("node-b", "192.0.2.99")?);
+    let has_moved = |changes: &Changes| address_of(changes, "node-b").as_deref() == Some("192.0.2.99");
+    running.changes.until("another address", has_moved).await?;
+    cluster.delete::<Node>("", "node-c");
+    running.changes.until("gone", |changes| !changes.has("Node node-c")).await?;
+    assert!(running.changes.has("Node node-a"), "the own one stays");
+    running.stop().await
+}
+
+#[tokio::test]
+async fn every_node_is_listed_again_when_its_watch_is_gone() -> Outcome {
+    let cluster = small_cluster()?;
+    cluster.apply(&node("node-c", "192.0.2.12")?);
+    let mut server = ApiServer::start(&cluster).await?;
+    let (mut running, wanted) = with_nodes(&server)?;
+    wanted.send_replace(true);
+    running.changes.until_synced().await?;
+    running.changes.until("every Node", |changes| changes.has_every_node).await?;
+    running.changes.forget_log();
+    server.stop().await;
+    cluster.delete::<Node>("", "node-c");
+    cluster.apply(&node("node-d", "192.0.2.13")?);
+    cluster.compact();
+    server.restart().await?;
+    let again = |changes: &Changes| changes.log.iter().any(|entry| entry == "every Node");
+    running.changes.until("410 Gone and a list", again).await?;
+    assert!(running.changes.has("Node node-d") && !running.changes.has("Node node-c"));
+    let deleted: Vec<_> = running.changes.log.iter().filter(|entry| entry.starts_with('-')).collect();
+    assert_eq!(deleted, ["-Node node-c"]);
+    running.stop().await
+}
+
+/// RBAC without nodes: what direct server return lacks is said, and everything else goes on.
+#[tokio::test]
+async fn a_cluster_that_shows_no_nodes_is_followed_all_the_same() -> Outcome {
+    let cluster = small_cluster()?;
+    let server = ApiServer::start(&cluster).await?;
+    let (mut running, wanted) = with_nodes(&server)?;
+    running.changes.until_synced().await?;
+    cluster.hide::<Node>(403);
+    wanted.send_replace(true);
+    let status = running.status.wait_for(|status| status.nodes_error.is_some()).await?.clone();
+    let error = status.nodes_error.unwrap_or_default();
+    assert!(error.contains("403") && error.contains("right to list and watch nodes"), "{error}");
+    running.changes.forget_log();
+    cluster.apply(&service("c", "10.0.0.3")?);
+    cluster.delete::<EndpointSlice>("default", "b");
+    let goes_on =
+        |changes: &Changes| changes.has("Service default/c") && !changes.has("EndpointSlice default/b");
+    running.changes.until("the others", goes_on).await?;
+    assert!(!running.changes.has_every_node);
+    cluster.show::<Node>();
+    running.changes.until("every Node", |changes| changes.has_every_node).await?;
+    assert!(running.changes.has("Node node-b"));
+    running.status.wait_for(|status| status.nodes_error.is_none()).await?;
     running.stop().await
 }
 

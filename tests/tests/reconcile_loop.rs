@@ -221,6 +221,48 @@ async fn nothing_is_written_before_services_and_slices_have_both_been_delivered(
     assert_eq!((maps.state, maps.writes.len()), (left, writes), "spec 8.14: what a predecessor left stays");
 }
 
+/// Nodes come later than Services: what the maps know of them stays until all have come.
+#[test]
+fn an_agent_that_starts_forgets_no_node_before_it_has_seen_every_one() {
+    let cluster = parse_objects(concat!(
+        "kind: Service\nmetadata: {name: web, namespace: default, annotations: {lb-ebpf.io/forwarding: dsr}}\n",
+        "spec: {clusterIP: 10.96.0.1, externalIPs: [203.0.113.1], ports: [{name: http, port: 80}]}\n---\n",
+        "kind: EndpointSlice\naddressType: IPv4\nports: [{name: http, port: 80}]\n",
+        "metadata: {name: web-1, namespace: default, labels: {kubernetes.io/service-name: web}}\n",
+        "endpoints: [{addresses: [10.244.2.1], nodeName: node-b}]\n---\n",
+        "kind: Node\nmetadata: {name: node-b}\n",
+        "status: {addresses: [{type: InternalIP, address: 192.0.2.11}]}\n",
+    ))
+    .unwrap();
+    let started = |maps, objects: &[Object]| {
+        let config = ReconcileConfig { node_name: "node-a".to_owned(), ..ReconcileConfig::default() };
+        let mut reconciler = Reconciler::new(maps, config).unwrap();
+        objects.iter().for_each(|object| reconciler.apply_change(Change::Applied(object.clone())));
+        for kind in [Kind::Service, Kind::EndpointSlice] {
+            reconciler.apply_change(Change::Synced(kind));
+        }
+        reconciler.sync().unwrap();
+        reconciler
+    };
+    let known = |reconciler: &Reconciler<FakeMaps>| {
+        let lines = reconciler.maps().state.to_string();
+        let tells = |line: &&str| line.starts_with("PEER") || line.contains("node=");
+        lines.lines().filter(tells).count()
+    };
+    let mut first = started(FakeMaps::default(), &cluster);
+    assert_eq!(known(&first), 2, "a Node is known as soon as it comes");
+    first.apply_change(Change::EveryNode);
+    first.sync().unwrap();
+    assert_eq!(known(&first), 2);
+    let mut second = started(first.into_maps(), &cluster[..2]);
+    assert_eq!(known(&second), 2, "its predecessor's");
+    assert!(second.report().tunnels.awaits_nodes);
+    second.apply_change(Change::EveryNode);
+    second.sync().unwrap();
+    assert_eq!(known(&second), 0, "node-b has gone meanwhile");
+    assert!(!second.report().tunnels.awaits_nodes);
+}
+
 #[tokio::test]
 async fn what_comes_again_unchanged_or_with_other_metadata_causes_no_sync() {
     let running =

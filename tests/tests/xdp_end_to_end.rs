@@ -12,7 +12,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_agent::datapath::bpf::{self, AttachType, PROG_TYPE_XDP};
-use lb_common::{family::V4, next_hop::NextHopValue};
+use lb_common::{
+    family::{Family, V4, V6},
+    next_hop::NextHopValue,
+};
 use lb_tests::{
     cluster::{At, Cluster, NODES, PodSpec},
     probe::Target,
@@ -21,14 +24,14 @@ use lb_tests::{
 const SERVICES: &str = include_str!("../testdata/e2e/services.yaml");
 const QUESTIONS: usize = 40;
 
-/// A cluster whose agents run with `--xdp MODE`.
+/// A cluster whose agents run with given flags.
 struct Wired {
     cluster: Cluster,
     /// XDP programs of the router's ends.
     _links: Vec<OwnedFd>,
 }
 
-fn cluster(mode: &str) -> Result<Wired> {
+fn cluster(flags: &[&str]) -> Result<Wired> {
     let mut cluster = Cluster::start()?;
     let pod = |name: &str, node: &str, v4: &str, v6: &str| {
         Ok::<_, anyhow::Error>(PodSpec::http(name, node, &[v4, v6], 8080)?.and_udp(5353))
@@ -42,7 +45,7 @@ fn cluster(mode: &str) -> Result<Wired> {
     cluster.apply("services.yaml", SERVICES)?;
     cluster.prepare_agents()?;
     for node in NODES {
-        cluster.agent(node.name)?.set_extra_args(&["--xdp", mode]);
+        cluster.agent(node.name)?.set_extra_args(flags);
     }
     cluster.start_agents()?;
     Ok(Wired { cluster, _links: links })
@@ -80,11 +83,15 @@ fn ethtool(device: &str, command: u32, value: u32) -> io::Result<()> {
     }
 }
 
-/// Ways by which XDP sent packets on by itself on node-a: it alone remembers them.
-fn sent_by_xdp(cluster: &mut Cluster) -> Result<usize> {
-    let pin = cluster.agent("node-a")?.pins().join(lb_common::ABI_VERSION.to_string()).join("NEXT_HOPS4");
+/// Ways of family `F` by which XDP sent packets on by itself on node-a: it alone remembers them.
+fn sent_by_xdp<F: Family>(cluster: &mut Cluster) -> Result<usize>
+where
+    NextHopValue<F>: aya::Pod,
+{
+    let name = format!("{}{}", lb_common::maps::NEXT_HOPS, F::DIGIT);
+    let pin = cluster.agent("node-a")?.pins().join(lb_common::ABI_VERSION.to_string()).join(name);
     let map = Map::from_map_data(MapData::from_pin(pin)?)?;
-    let hops: PerCpuArray<MapData, NextHopValue<V4>> = map.try_into()?;
+    let hops: PerCpuArray<MapData, NextHopValue<F>> = map.try_into()?;
     let cpus: Vec<_> = hops.iter().collect::<Result<_, _>>()?;
     Ok(cpus.iter().flat_map(|hops| hops.iter()).filter(|hop| hop.ifindex != 0).count())
 }
@@ -92,7 +99,7 @@ fn sent_by_xdp(cluster: &mut Cluster) -> Result<usize> {
 /// Local and remote backends, TCP and UDP, both families; refusals, which XDP leaves to tc, are as quick as ever.
 #[test]
 fn outside_clients_reach_every_backend_through_xdp() -> Result<()> {
-    let Wired { mut cluster, _links } = cluster("native")?;
+    let Wired { mut cluster, _links } = cluster(&["--xdp", "native"])?;
     let status = cluster.agent("node-a")?.cli_text("status", &[])?;
     ensure!(status.contains("native") && status.contains("--xdp native"), "{status}");
     let targets = [
@@ -106,7 +113,7 @@ fn outside_clients_reach_every_backend_through_xdp() -> Result<()> {
         let answered: Vec<&str> = tally.answers.keys().map(String::as_str).collect();
         ensure!(tally.failed() == 0 && answered == ["a1", "b1"], "{}: {tally:?}", target.to);
     }
-    ensure!(sent_by_xdp(&mut cluster)? > 0, "tc did it all");
+    ensure!(sent_by_xdp::<V4>(&mut cluster)? > 0, "tc did it all");
     for refused in ["192.0.2.11:31081", "[2001:db8:2::11]:31081"] {
         let outcome = cluster.probe(&At::Client)?.once(Target::http(refused)?)?;
         ensure!(outcome.is_err(), "{refused}: {outcome:?}");
@@ -114,10 +121,75 @@ fn outside_clients_reach_every_backend_through_xdp() -> Result<()> {
     Ok(())
 }
 
+/// Tunnels as a node counted them, in packets.
+struct Tunnels {
+    wrapped: u64,
+    handed_on: u64,
+    unwrapped: u64,
+    strangers: u64,
+}
+
+fn tunnels(cluster: &mut Cluster, node: &str) -> Result<Tunnels> {
+    let text = cluster.agent(node)?.cli_text("status", &["-o", "json"])?;
+    let status: serde_json::Value = serde_json::from_str(&text)?;
+    let counted = |name: &str| status["tunnels"][name].as_u64().context("a number of packets");
+    let verdict = |name: &str| {
+        let row = status["verdicts"].as_array()?.iter().find(|row| row["verdict"] == name)?;
+        row["packets"].as_u64()
+    };
+    Ok(Tunnels {
+        wrapped: verdict("tunnelled").unwrap_or(0),
+        handed_on: verdict("handed-on").unwrap_or(0),
+        unwrapped: counted("unwrapped")?,
+        strangers: counted("strangers")?,
+    })
+}
+
+/// XDP on the dialled node's uplink wraps what clients send, TCP and UDP of both families; the backend's node unwraps it,
+/// pods see the client, and large transfers arrive whole in both directions.
+#[test]
+fn xdp_sends_a_clients_packets_in_tunnels() -> Result<()> {
+    let Wired { mut cluster, _links } = cluster(&["--xdp", "native", "--forwarding", "dsr"])?;
+    let http = ["192.0.2.11:31080", "[2001:db8:2::11]:31080", "203.0.113.20:80", "[2001:db8:feed::20]:80"];
+    for vip in ["203.0.113.20", "2001:db8:feed::20"] {
+        cluster.route_to(vip.parse()?, "node-a")?;
+    }
+    let udp = ["192.0.2.11:31053", "[2001:db8:2::11]:31053"];
+    let targets = http.into_iter().map(Target::http).chain(udp.into_iter().map(Target::udp));
+    for target in targets.collect::<Result<Vec<_>>>()? {
+        let client = cluster.probe(&At::Client)?;
+        let tally = client.tally(target, QUESTIONS)?;
+        let answered: Vec<&str> = tally.answers.keys().map(String::as_str).collect();
+        ensure!(tally.failed() == 0 && answered == ["a1", "b1"], "{}: {tally:?}", target.to);
+        for _ in 0..8 {
+            let reply = client.once(target)??;
+            ensure!(reply.answer.client == reply.own && reply.peer == target.to, "{target:?}: {reply:?}");
+        }
+    }
+    let path = format!("/bytes?count=3000000&ignored={}", "x".repeat(60_000));
+    for to in &http[..2] {
+        for _ in 0..4 {
+            let fetched = cluster.probe(&At::Client)?.fetch(Target::http(to)?, &path)?;
+            ensure!(fetched == Ok(3_000_000), "{to}: {fetched:?}");
+        }
+    }
+    ensure!(sent_by_xdp::<V4>(&mut cluster)? > 0 && sent_by_xdp::<V6>(&mut cluster)? > 0, "tc did it all");
+    let Tunnels { wrapped, handed_on, .. } = tunnels(&mut cluster, "node-a")?;
+    ensure!(wrapped > 1000 && handed_on < wrapped / 2, "XDP: {wrapped} wrapped, {handed_on} left to tc");
+    let serving = tunnels(&mut cluster, "node-b")?;
+    ensure!(serving.unwrapped >= wrapped && serving.strangers == 0, "{} unwrapped", serving.unwrapped);
+    let status = cluster.agent("node-b")?.cli_text("status", &[])?;
+    ensure!(
+        status.contains("every node known: 1 others") && status.contains("packets unwrapped"),
+        "{status}"
+    );
+    Ok(())
+}
+
 /// Issue 4.1: XDP is attached, and its program replaced, while datagrams and connections go on.
 #[test]
 fn attaching_and_upgrading_xdp_loses_no_packet() -> Result<()> {
-    let Wired { mut cluster, _links } = cluster("off")?;
+    let Wired { mut cluster, _links } = cluster(&["--xdp", "off"])?;
     let (client, outsider) = (cluster.probe(&At::Client)?, cluster.probe(&At::Outsider)?);
     let kept = client.open(Target::http("192.0.2.11:31080")?)??;
     client.start_load(Target::http("[2001:db8:2::11]:31080")?, 2)?;

@@ -148,6 +148,10 @@ pub(super) struct RunArgs {
     /// other programs on pods' devices do not see it. By default the stack sends it on.
     #[arg(long)]
     forward_pods: bool,
+    /// From where tunnels may come, beside the addresses of other Nodes (InternalIP, ExternalIP): CIDRs separated by commas.
+    /// For nodes that send from another address, that of a second uplink, say.
+    #[arg(long, value_delimiter = ',', value_name = "CIDRS")]
+    dsr_sources: Vec<IpNet>,
     /// Slots of a Maglev table: a prime from 251 to 131071, a hundred times the backends of a Service or more. The same
     /// on every node. Services with the same backends share a table; each set of backends needs one, and room for
     /// another while it changes: see --max-slots.
@@ -326,6 +330,7 @@ impl RunArgs {
             algorithm: self.algorithm,
             forwarding: self.forwarding,
             forwards_pods: self.forward_pods,
+            dsr_sources: self.dsr_sources,
             table_size: self.maglev_table_size,
             destroy_sockets: self.destroy_sockets,
             nodeport_addresses: self.nodeport_addresses,
@@ -522,6 +527,7 @@ fn start_loop(
         external_ip_cidrs: config.external_ip_cidrs.clone(),
         algorithm: config.algorithm,
         forwarding: config.forwarding,
+        dsr_sources: config.dsr_sources.clone(),
         table_size: config.table_size,
         first_id: None,
     };

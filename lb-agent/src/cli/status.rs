@@ -4,6 +4,8 @@ use super::{ListArgs, Output, print_json, table};
 use crate::{
     admin::{self, StatusReport},
     flood::FloodReport,
+    inspect::TunnelCount,
+    report::TunnelReport,
     sockets::run::SocketsReport,
 };
 
@@ -64,6 +66,7 @@ fn show_sync(status: &StatusReport) {
     println!("cidrs     {}", sync.service_cidrs.join(", "));
     println!("cgroup    {}", status.cgroup.as_deref().unwrap_or("none (--socket-lb false)"));
     println!("sockets   {}", sockets(&status.sockets));
+    println!("tunnels   {}", tunnels(&sync.tunnels, &status.tunnels));
     println!("flood     {}", flood(&status.flood));
     println!("refused   {} (see `lb-agent services`)", sync.refusals.len());
     for finding in &status.foreign.found {
@@ -71,8 +74,23 @@ fn show_sync(status: &StatusReport) {
     }
     status.foreign.unchecked.iter().for_each(|what| println!("foreign   not looked at: {what}"));
     let errors = status.errors.iter().chain(&sync.last_error);
-    let errors = errors.chain(&status.source.last_error).chain(&status.sockets.last_error);
+    let errors = errors.chain(&status.source.last_error).chain(&status.source.nodes_error);
+    let errors = errors.chain(&status.sockets.last_error);
     errors.for_each(|error| println!("error     {error}"));
+}
+
+/// Whose tunnels end here, and what came in them.
+fn tunnels(report: &TunnelReport, count: &TunnelCount) -> String {
+    if !report.wanted {
+        return "none: no Service has direct server return".to_owned();
+    }
+    let TunnelReport { nodes, peers, .. } = report;
+    let TunnelCount { unwrapped, strangers } = count;
+    let state = if report.awaits_nodes { "not every node known yet" } else { "every node known" };
+    format!(
+        "{state}: {nodes} others; from {peers} addresses and networks {unwrapped} packets unwrapped, \
+         {strangers} of strangers left to the stack"
+    )
 }
 
 /// What was done about floods of new flows.

@@ -9,6 +9,7 @@ pub mod claims;
 pub mod frontends;
 pub mod ids;
 pub mod maglev;
+pub mod peers;
 pub mod placement;
 mod restore;
 pub mod runs;
@@ -347,7 +348,10 @@ impl Desired {
             let exhausted = || Exhausted::Backends { service: name.clone() };
             let id = self.backends.id(address(backend, port)).ok_or_else(exhausted)?;
             let node = backend.host.node.as_deref();
-            self.backends.set_node(id, node.and_then(|node| around.model.tunnel_end::<F>(node)));
+            let end = node.and_then(|node| around.model.tunnel_end::<F>(node));
+            if end.is_some() || !around.model.awaits_nodes() {
+                self.backends.set_node(id, end);
+            }
             ids.push(id);
         }
         let policies = policies::<F>(service, port);

@@ -13,6 +13,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue},
     id::{BackendId, ServicePortId},
     maps,
+    peer::{PeerKey, PeerValue},
     source_range::{SourceRangeData, SourceRangeKey, SourceRangeValue},
     vip::{self, VipKey, VipValue},
 };
@@ -42,12 +43,14 @@ pub(super) struct Table<M> {
 struct FamilyMaps<F: Family>
 where
     CidrValue<F>: Pod,
+    F::Addr: Pod,
 {
     frontends: Table<HashMap<MapData, FrontendKey<F>, FrontendValue>>,
     backends: Table<HashMap<MapData, BackendId, BackendValue<F>>>,
     source_ranges: Table<LpmTrie<MapData, SourceRangeData<F>, SourceRangeValue>>,
     service_cidrs: Table<Array<MapData, CidrValue<F>>>,
     vips: Table<HashMap<MapData, VipKey<F>, VipValue>>,
+    peers: Table<LpmTrie<MapData, F::Addr, PeerValue>>,
 }
 
 impl BpfMaps {
@@ -165,6 +168,7 @@ where
     BackendValue<F>: Pod,
     CidrValue<F>: Pod,
     VipKey<F>: Pod,
+    F::Addr: Pod,
 {
     fn open(pin_dir: &Path) -> Result<Self, MapError> {
         Ok(Self {
@@ -173,6 +177,7 @@ where
             source_ranges: Table::open(pin_dir, &family_map_name::<F>(maps::SOURCE_RANGES))?,
             service_cidrs: Table::open(pin_dir, &family_map_name::<F>(maps::SERVICE_CIDRS))?,
             vips: Table::open(pin_dir, &family_map_name::<F>(maps::VIPS))?,
+            peers: Table::open(pin_dir, &family_map_name::<F>(maps::PEERS))?,
         })
     }
 
@@ -197,6 +202,12 @@ where
             }
             FamilyWrite::Vip(key, Some(value)) => self.vips.check(write, |map| map.insert(key, value, 0)),
             FamilyWrite::Vip(key, None) => self.vips.check(write, |map| map.remove(&key)),
+            FamilyWrite::Peer(key, Some(value)) => {
+                self.peers.check(write, |map| map.insert(&Key::new(key.prefix_len, key.addr), value, 0))
+            }
+            FamilyWrite::Peer(key, None) => {
+                self.peers.check(write, |map| map.remove(&Key::new(key.prefix_len, key.addr)))
+            }
         }
     }
 
@@ -207,6 +218,9 @@ where
             .map
             .iter()
             .map(|entry| entry.map(|(key, value)| (source_range_key(key), value)));
+        let peers = self.peers.map.iter().map(|entry| {
+            entry.map(|(key, value)| (PeerKey { prefix_len: key.prefix_len(), addr: key.data() }, value))
+        });
         let cidrs = (0u32..).zip(self.service_cidrs.map.iter());
         let cidrs = cidrs.map(|(index, cidr)| cidr.map(|cidr| (index, cidr)));
         let used = cidrs.filter(|entry| !matches!(entry, Ok((_, cidr)) if cidr.used == 0));
@@ -221,6 +235,7 @@ where
             source_ranges: ranges.collect::<Result<_, _>>().map_err(failed(maps::SOURCE_RANGES))?,
             service_cidrs: used.collect::<Result<_, _>>().map_err(failed(maps::SERVICE_CIDRS))?,
             vips: self.vips.map.iter().collect::<Result<_, _>>().map_err(failed(maps::VIPS))?,
+            peers: peers.collect::<Result<_, _>>().map_err(failed(maps::PEERS))?,
         })
     }
 }

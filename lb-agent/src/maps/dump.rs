@@ -8,6 +8,7 @@
 //! SOURCE_RANGE service-port=1 198.51.100.0/24
 //! SERVICE_CIDR 0 10.96.0.0/12
 //! VIP 10.96.0.10
+//! PEER 192.0.2.12/32
 //! GENERATION service-port=1 1
 //! ```
 //!
@@ -20,12 +21,14 @@ use std::{
     str::FromStr,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
     cidr::CidrValue,
     family::{Address, Be16, Family, Protocol, V4, V6},
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
+    peer::{PeerKey, PeerValue},
     source_range::{SourceRangeKey, SourceRangeValue},
     vip::{VipKey, VipValue},
 };
@@ -67,6 +70,8 @@ pub struct SourceRange<'a, F: Family>(pub &'a SourceRangeKey<F>);
 pub struct ServiceCidr<'a, F: Family>(pub u32, pub &'a CidrValue<F>);
 /// A line of `VIPS`.
 pub struct Vip<'a, F: Family>(pub &'a VipKey<F>);
+/// A line of `PEERS`.
+pub struct Peer<'a, F: Family>(pub &'a PeerKey<F>);
 /// The sets of a member, as a line names them.
 const MEMBER_SETS: [(MemberSets, &str); 2] = [(MemberSets::CLUSTER, "cluster"), (MemberSets::LOCAL, "local")];
 
@@ -154,6 +159,12 @@ impl<F: Family> fmt::Display for Vip<'_, F> {
     }
 }
 
+impl<F: Family> fmt::Display for Peer<'_, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PEER {}/{}", self.0.addr.to_ip(), self.0.prefix_len)
+    }
+}
+
 impl fmt::Display for Member<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self(key, value) = self;
@@ -194,6 +205,8 @@ impl fmt::Display for MapState {
         write_service_cidrs::<V6>(self, f)?;
         write_vips::<V4>(self, f)?;
         write_vips::<V6>(self, f)?;
+        write_peers::<V4>(self, f)?;
+        write_peers::<V6>(self, f)?;
         self.generations
             .iter()
             .try_for_each(|(id, generation)| writeln!(f, "{}", Generation(*id, *generation)))
@@ -215,6 +228,10 @@ fn write_service_cidrs<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_
 
 fn write_vips<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     F::of(state).vips.keys().try_for_each(|key| writeln!(f, "{}", Vip(key)))
+}
+
+fn write_peers<F: MapFamily>(state: &MapState, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    F::of(state).peers.keys().try_for_each(|key| writeln!(f, "{}", Peer(key)))
 }
 
 /// Both families together, in the order of their common ids.
@@ -274,6 +291,7 @@ fn parse_line(line: &str) -> Option<Write> {
         "SOURCE_RANGE" => parse_source_range(words),
         "SERVICE_CIDR" => parse_service_cidr(words),
         "VIP" => parse_vip(words),
+        "PEER" => parse_peer(words),
         "GENERATION" => {
             let [service_port, generation] = words else { return None };
             Some(Write::Generation(id(service_port)?, generation.parse().ok()?))
@@ -408,6 +426,17 @@ fn vip_write<F: MapFamily>(addr: IpAddr) -> Option<Write> {
     Some(F::write(FamilyWrite::Vip(key, Some(VipValue { used: 1 }))))
 }
 
+fn parse_peer(words: &[&str]) -> Option<Write> {
+    let [network] = words else { return None };
+    let network: IpNet = network.parse().ok()?;
+    peer_write::<V4>(network).or_else(|| peer_write::<V6>(network))
+}
+
+fn peer_write<F: MapFamily>(network: IpNet) -> Option<Write> {
+    let key = PeerKey { prefix_len: network.prefix_len().into(), addr: F::Addr::from_ip(network.addr())? };
+    Some(F::write(FamilyWrite::Peer(key, Some(PeerValue { allowed: 1 }))))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -432,6 +461,9 @@ SERVICE_CIDR 1 10.128.0.0/24
 SERVICE_CIDR 0 fd00:96::/112
 VIP 10.96.0.10
 VIP fd00:96::a
+PEER 198.51.100.0/24
+PEER 192.0.2.12/32
+PEER 2001:db8:2::12/128
 GENERATION service-port=1 7
 ";
 

@@ -73,6 +73,8 @@ impl FakeMaps {
             Some((maps::SERVICE_CIDRS, _)) => self.state.v6.service_cidrs.len(),
             Some((maps::VIPS, 4)) => self.state.v4.vips.len(),
             Some((maps::VIPS, _)) => self.state.v6.vips.len(),
+            Some((maps::PEERS, 4)) => self.state.v4.peers.len(),
+            Some((maps::PEERS, _)) => self.state.v6.peers.len(),
             Some((_, 4)) => self.state.v4.source_ranges.len(),
             Some(_) => self.state.v6.source_ranges.len(),
             None if map == maps::MEMBERS => self.state.members.len(),

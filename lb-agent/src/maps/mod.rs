@@ -21,6 +21,7 @@ use lb_common::{
     frontend::{FrontendKey, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     maps,
+    peer::{PeerKey, PeerValue},
     source_range::{SourceRangeKey, SourceRangeValue},
     vip::{VipKey, VipValue},
 };
@@ -38,6 +39,8 @@ pub struct FamilyState<F: Family> {
     pub service_cidrs: BTreeMap<u32, CidrValue<F>>,
     /// `VIPS`.
     pub vips: BTreeMap<VipKey<F>, VipValue>,
+    /// `PEERS`.
+    pub peers: BTreeMap<PeerKey<F>, PeerValue>,
 }
 
 /// Contents of every map the control plane writes.
@@ -68,6 +71,8 @@ pub enum FamilyWrite<F: Family> {
     ServiceCidr(u32, Option<CidrValue<F>>),
     /// To `VIPS`.
     Vip(VipKey<F>, Option<VipValue>),
+    /// To `PEERS`.
+    Peer(PeerKey<F>, Option<PeerValue>),
 }
 
 /// One write to a map. `None` deletes; array entries cannot be deleted.
@@ -254,6 +259,7 @@ impl<F: Family> FamilyState<F> {
             FamilyWrite::SourceRange(key, value) => set(&mut self.source_ranges, key, value),
             FamilyWrite::ServiceCidr(index, value) => set(&mut self.service_cidrs, index, value),
             FamilyWrite::Vip(key, value) => set(&mut self.vips, key, value),
+            FamilyWrite::Peer(key, value) => set(&mut self.peers, key, value),
         }
     }
 }
@@ -295,6 +301,7 @@ impl<F: Family> FamilyWrite<F> {
             Self::SourceRange(..) => maps::SOURCE_RANGES,
             Self::ServiceCidr(..) => maps::SERVICE_CIDRS,
             Self::Vip(..) => maps::VIPS,
+            Self::Peer(..) => maps::PEERS,
         }
     }
 }
@@ -332,6 +339,8 @@ impl<F: Family> fmt::Display for FamilyWrite<F> {
             Self::ServiceCidr(index, None) => write!(f, "delete SERVICE_CIDR {index} ({})", F::NAME),
             Self::Vip(key, Some(_)) => dump::Vip(key).fmt(f),
             Self::Vip(key, None) => write!(f, "delete {}", dump::Vip(key)),
+            Self::Peer(key, Some(_)) => dump::Peer(key).fmt(f),
+            Self::Peer(key, None) => write!(f, "delete {}", dump::Peer(key)),
         }
     }
 }

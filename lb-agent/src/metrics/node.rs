@@ -10,7 +10,7 @@ use crate::{
     conntrack_gc,
     datapath::attach::Attachment,
     flood::{self, FloodReport},
-    inspect::{self, InspectError, MapFill, VerdictCount},
+    inspect::{self, InspectError, MapFill, TunnelCount, VerdictCount},
     source::kubernetes::SourceStatus,
 };
 
@@ -29,6 +29,8 @@ pub struct Node {
     pub sockets_destroyed: u64,
     /// What was done about floods of new flows.
     pub flood: FloodReport,
+    /// What came in tunnels.
+    pub tunnels: TunnelCount,
     /// How full the maps are.
     pub maps: Vec<MapFill>,
     /// What the datapath decided.
@@ -42,6 +44,7 @@ impl Node {
             .map_err(|source| InspectError::Map { name: maps::NEW_FLOWS.to_owned(), source })?;
         self.maps = inspect::map_fill(dir)?;
         self.verdicts = inspect::verdicts(dir)?;
+        self.tunnels = inspect::tunnels(dir)?;
         Ok(())
     }
 
@@ -59,6 +62,7 @@ impl Collector for Node {
         encode_counters(encoder, ("lb_verdict_packets", "Packets and socket calls by verdict"), packets)?;
         let bytes = self.verdicts.iter().map(|row| (label(row), row.bytes));
         encode_counters(encoder, ("lb_verdict_bytes", "Bytes of these packets"), bytes)?;
+        encode_tunnels(encoder, self.tunnels)?;
         let help = "Sockets destroyed because the backend they were given no longer serves what they dialled";
         let destroyed = std::iter::once((NO_LABELS, self.sockets_destroyed));
         encode_counters(encoder, ("lb_sockets_destroyed", help), destroyed)?;
@@ -88,6 +92,13 @@ impl Collector for Node {
         let version = [([("version", env!("CARGO_PKG_VERSION"))], 1_u32)];
         encode_gauges(encoder, ("lb_build_info", "1, with the version of the agent"), version.into_iter())
     }
+}
+
+fn encode_tunnels(encoder: &mut DescriptorEncoder<'_>, tunnels: TunnelCount) -> fmt::Result {
+    let TunnelCount { unwrapped, strangers } = tunnels;
+    let help = "Packets in tunnels to this node for frontends with direct server return";
+    let rows = [([("sender", "peer")], unwrapped), ([("sender", "stranger")], strangers)];
+    encode_counters(encoder, ("lb_tunnel_packets", help), rows.into_iter())
 }
 
 fn attachment_labels(attachment: &Attachment) -> [(&'static str, String); 6] {

@@ -25,7 +25,7 @@ use crate::{
     model::{
         backend::{Origin, Slice},
         ended::Ended,
-        node::{Node, NodePresence},
+        node::{Node, NodePresence, OtherNode},
         service::{Forwarding, Service, ServiceName},
     },
     source::{Change, Kind, ObjectRef, Refusal},
@@ -36,8 +36,10 @@ use crate::{
 pub enum Dirty {
     /// These services; may be none.
     Services(Vec<ServiceName>),
-    /// Every service.
+    /// Every service: this node is another.
     All,
+    /// Every service: other nodes are known otherwise, or whether they are needed is.
+    Nodes,
     /// The networks ClusterIPs are taken from, and no service.
     ServiceCidrs,
 }
@@ -65,8 +67,10 @@ pub struct Model {
     slice_owners: HashMap<(Arc<str>, SliceName), Arc<str>>,
     node: Node,
     node_presence: NodePresence,
-    /// Other nodes' addresses, by name.
-    other_nodes: HashMap<Arc<str>, Box<[IpAddr]>>,
+    /// Other nodes, by name.
+    other_nodes: HashMap<Arc<str>, OtherNode>,
+    /// True once every Node was delivered.
+    has_every_node: bool,
     /// Services whose packets may go to other nodes in tunnels.
     direct_services: usize,
     service_cidrs: BTreeMap<Arc<str>, Vec<IpNet>>,
@@ -104,6 +108,10 @@ impl Model {
                     Kind::ServiceCidr => Dirty::ServiceCidrs,
                     _ => Dirty::NOTHING,
                 }
+            }
+            Change::EveryNode => {
+                let is_news = !std::mem::replace(&mut self.has_every_node, true);
+                if is_news && self.wants_nodes() { Dirty::Nodes } else { Dirty::NOTHING }
             }
             Change::Unreadable { origin, refusals } => {
                 replace_refusals(&mut self.unreadable, origin, refusals, &mut self.new_refusals);
@@ -151,8 +159,18 @@ impl Model {
 
     /// Where tunnels to another node end in family `F`, if any Service may need one.
     pub fn tunnel_end<F: Family>(&self, node: &str) -> Option<IpAddr> {
-        let ips = self.other_nodes.get(node).filter(|_| self.wants_nodes())?;
-        ips.iter().copied().find(|ip| F::Addr::from_ip(*ip).is_some())
+        let node = self.other_nodes.get(node).filter(|_| self.wants_nodes())?;
+        node.internal_ips.iter().copied().find(|ip| F::Addr::from_ip(*ip).is_some())
+    }
+
+    /// True while other nodes are needed and not all of them were delivered: what a predecessor knew of them stays.
+    pub fn awaits_nodes(&self) -> bool {
+        self.wants_nodes() && !self.has_every_node
+    }
+
+    /// The other nodes that are known.
+    pub fn other_nodes(&self) -> impl Iterator<Item = &OtherNode> {
+        self.other_nodes.values()
     }
 
     /// What this node's Node object says about its future.
@@ -189,7 +207,7 @@ impl Model {
                 self.node_presence = presence;
                 self.set_node(node)
             }
-            Converted::OtherNode(ips) => self.set_other_node(id, Some(ips)),
+            Converted::OtherNode(node) => self.set_other_node(id, Some(node)),
             Converted::ServiceCidr(cidrs) => {
                 match self.service_cidrs.insert(id.name.as_str().into(), cidrs.clone()) {
                     Some(former) if former == cidrs => Dirty::NOTHING,
@@ -235,19 +253,19 @@ impl Model {
         self.direct_services -= is_direct(&entry.service);
         entry.service = service;
         self.forget_if_empty(&name);
-        if self.wants_nodes() != wanted_nodes && !self.other_nodes.is_empty() {
-            return Dirty::All;
+        if self.wants_nodes() != wanted_nodes {
+            return Dirty::Nodes;
         }
         Dirty::Services(vec![name])
     }
 
-    /// Takes in another node's addresses, or that there is no such node.
-    fn set_other_node(&mut self, id: &ObjectRef, ips: Option<Box<[IpAddr]>>) -> Dirty {
-        let former = match ips.clone() {
-            Some(ips) => self.other_nodes.insert(self.names.share(&id.name), ips),
+    /// Takes in another node, or that there is no such node.
+    fn set_other_node(&mut self, id: &ObjectRef, node: Option<OtherNode>) -> Dirty {
+        let former = match node.clone() {
+            Some(node) => self.other_nodes.insert(self.names.share(&id.name), node),
             None => self.other_nodes.remove(id.name.as_str()),
         };
-        if former == ips || !self.wants_nodes() { Dirty::NOTHING } else { Dirty::All }
+        if former == node || !self.wants_nodes() { Dirty::NOTHING } else { Dirty::Nodes }
     }
 
     fn set_slice(&mut self, id: &ObjectRef, mut slice: Slice) -> Dirty {

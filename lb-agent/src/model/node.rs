@@ -24,6 +24,22 @@ impl Node {
     }
 }
 
+/// Another node, as far as tunnels from and to it are concerned.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OtherNode {
+    /// Its addresses of type InternalIP: tunnels to it end at the first of their family.
+    pub internal_ips: Box<[IpAddr]>,
+    /// Those of type ExternalIP.
+    pub external_ips: Box<[IpAddr]>,
+}
+
+impl OtherNode {
+    /// All its addresses.
+    pub fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        self.internal_ips.iter().chain(&self.external_ips).copied()
+    }
+}
+
 /// Whether load balancers may send traffic to this node, as far as its Node object says (KEP-3836, spec 6.23). What
 /// the node forwards does not depend on it (spec 9.11).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

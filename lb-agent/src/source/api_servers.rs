@@ -86,6 +86,8 @@ pub struct SourceStatus {
     pub last_contact: Option<SystemTime>,
     /// The last failure, with what was tried at which address.
     pub last_error: Option<String>,
+    /// Why other nodes cannot be followed although they are needed.
+    pub nodes_error: Option<String>,
 }
 
 /// The addresses with a client for each.
@@ -155,6 +157,11 @@ impl ApiServers {
     /// Notes what failed.
     pub(super) fn note_error(&self, error: String) {
         self.status.send_modify(|status| status.last_error = Some(error));
+    }
+
+    /// Notes why other nodes cannot be followed, or that they can.
+    pub(super) fn note_nodes(&self, error: Option<String>) {
+        self.status.send_modify(|status| status.nodes_error = error);
     }
 
     fn show_address(&self) {

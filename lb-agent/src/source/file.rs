@@ -369,6 +369,7 @@ impl Reader {
         if std::mem::replace(&mut self.synced, true) {
             return Ok(());
         }
+        self.inventory.outlet().send(Change::EveryNode)?;
         Kind::ALL.into_iter().try_for_each(|kind| self.inventory.outlet().send(Change::Synced(kind)))
     }
 }

@@ -40,6 +40,9 @@ const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// How long a watch lasts before the API server ends it, seconds: from this to as much again, so that watches of a
 /// cluster's nodes do not end in step. kube refuses 295 and more.
 const WATCH_TIMEOUT_MIN_S: u32 = 140;
+/// What the lack of other nodes costs.
+const WITHOUT_NODES: &str = "direct server return needs the right to list and watch nodes: until then backends on \
+                             nodes not known are reached with SNAT, and such nodes' tunnels are left to the stack";
 /// A watch that ends sooner without an event has failed.
 const WATCH_SHORT: Duration = Duration::from_secs(1);
 
@@ -136,7 +139,7 @@ impl KubernetesSource {
             watches.spawn(stop.clone().run_until_cancelled_owned(watch));
         }
         if let Some(mut wanted) = wants_nodes {
-            let nodes = KindWatch::<Node>::new(&shared, Selectors::default());
+            let nodes = KindWatch::<Node>::new(&shared, Selectors::default()).announcing(Change::EveryNode);
             let follow = async move {
                 if wanted.wait_for(|wanted| *wanted).await.is_ok() {
                     nodes.run().await;
@@ -264,6 +267,8 @@ struct KindWatch<K> {
     selectors: Selectors,
     /// What was sent as applied and not as deleted since.
     known: HashSet<ObjectRef>,
+    /// What says that everything is there.
+    announcement: Change,
     synced: bool,
     backoff: Backoff,
     of: PhantomData<fn() -> K>,
@@ -275,10 +280,15 @@ impl<K: Watched> KindWatch<K> {
             shared: shared.clone(),
             selectors,
             known: HashSet::new(),
+            announcement: Change::Synced(K::KIND),
             synced: false,
             backoff: Backoff::new(),
             of: PhantomData,
         }
+    }
+
+    fn announcing(self, announcement: Change) -> Self {
+        Self { announcement, ..self }
     }
 
     async fn run(mut self) {
@@ -422,7 +432,10 @@ impl<K: Watched> KindWatch<K> {
 
     async fn announce(&mut self) -> Result<(), Interruption> {
         self.synced = true;
-        self.shared.send(Change::Synced(K::KIND)).await
+        if self.is_of_every_node() {
+            self.shared.servers.note_nodes(None);
+        }
+        self.shared.send(self.announcement.clone()).await
     }
 
     async fn in_time<T>(
@@ -470,6 +483,7 @@ impl<K: Watched> KindWatch<K> {
                 delay = delay.max(wait.min(timeouts.retry_max));
                 reason
             }
+            Interruption::Refused(reason) if self.is_of_every_node() => self.without_nodes(&reason),
             Interruption::Expired(reason) | Interruption::Refused(reason) => reason,
         };
         let reason = format!("API server {}: {reason}", server.address);
@@ -477,6 +491,17 @@ impl<K: Watched> KindWatch<K> {
         shared.servers.note_error(reason);
         tokio::time::sleep(delay).await;
         Ok(())
+    }
+
+    fn is_of_every_node(&self) -> bool {
+        self.announcement == Change::EveryNode
+    }
+
+    /// Says what the lack of other nodes costs; everything else goes on.
+    fn without_nodes(&self, reason: &str) -> String {
+        let reason = format!("{reason}; {WITHOUT_NODES}");
+        self.shared.servers.note_nodes(Some(reason.clone()));
+        reason
     }
 }
 

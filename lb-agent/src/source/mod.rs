@@ -140,6 +140,8 @@ pub enum Change {
     Deleted(ObjectRef),
     /// Everything of this kind that existed at the start has been delivered (again, after a re-list).
     Synced(Kind),
+    /// Every Node has been delivered, not just this one (again, after a re-list).
+    EveryNode,
     /// A manifest that cannot be read at all, or no longer has its fault: the list replaces the former list of
     /// the same origin (a file's path).
     Unreadable {

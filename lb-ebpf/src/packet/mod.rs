@@ -102,7 +102,7 @@ pub trait Packet {
 }
 
 /// A packet whose rarer stages are BPF functions of their own, one per family and hook type. A hook that hands on has
-/// the first three only.
+/// the first four only.
 pub trait Opens<F>: Packet {
     /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
     fn open(&mut self, hook: u32) -> u32;
@@ -113,16 +113,14 @@ pub trait Opens<F>: Packet {
     /// Runs [`crate::balance::claim`] on its reply 5-tuple; 1 if that is taken.
     fn claim(&mut self, how: u32) -> u32;
 
+    /// Runs [`crate::tunnel::unwrap`], or where the hook hands on [`crate::tunnel::unwrap_known`], on the tunnelled packet
+    /// whose outer headers stand there; its code.
+    fn unwrap_tunnel(&mut self) -> u32;
+
     /// Runs [`crate::icmp::icmp`] on the ICMP packet whose IP header stands there; the verdict's code.
     #[inline(always)]
     fn icmp(&mut self, _hook: u32) -> u32 {
         Verdict::HandedOn as u32
-    }
-
-    /// Runs [`crate::tunnel::unwrap`] on the tunnelled packet whose outer headers stand there; its code.
-    #[inline(always)]
-    fn unwrap_tunnel(&mut self) -> u32 {
-        crate::tunnel::NOT_OURS
     }
 
     /// Runs [`crate::balance::complain`] about the packet whose headers stand there; the verdict's code.

@@ -2,7 +2,7 @@
 //! they came over the wire; a sender of this machine must not leave them to the hardware (veth, `ethtool -K DEV tx off`).
 //!
 //! Only headers are touched, and they lie in the first buffer, so packets of several buffers need nothing more
-//! (`xdp.frags`, Linux 5.18). What needs a packet of another length, or a neighbour not yet known, is left to tc.
+//! (`xdp.frags`, Linux 5.18). What needs a packet of another length, tunnels apart, or a neighbour not yet known, is left to tc.
 
 use core::ffi::c_void;
 
@@ -154,10 +154,15 @@ impl Packet for XdpPacket {
         self.write(ETHERNET_LEN - 2, &Be16::new(F::ETHERTYPE))
     }
 
-    /// Tunnels that end here are left to tc.
+    /// Only of a packet whose IP header follows the Ethernet header, which moves along.
     #[inline(always)]
-    fn unwrap(&mut self, _len: usize) -> Result<(), Refused> {
-        Err(Refused)
+    fn unwrap(&mut self, len: usize) -> Result<(), Refused> {
+        let link: [u16; ETHERNET_LEN / 2] = self.read(0).ok_or(Refused)?;
+        // SAFETY: valid context; the helper checks the length.
+        if unsafe { bpf_xdp_adjust_head(self.md(), len as i32) } != 0 {
+            return Err(Refused);
+        }
+        self.write(0, &link)
     }
 
     #[inline(always)]

@@ -31,7 +31,7 @@ struct Plan {
     addr_at: u32,
     len: u32,
     _pad: u32,
-    packet: [u8; 80],
+    packet: [u8; 120],
 }
 
 // SAFETY: integers and bytes without padding.
@@ -129,7 +129,7 @@ impl Bench {
     fn plan(&mut self, packet: &[u8], vary: Vary) -> Result<()> {
         let is_ipv4 = packet[12..14] == [0x08, 0x00];
         let (port_at, addr_at) = if is_ipv4 { (34, 28) } else { (54, 36) };
-        let mut head = [0; 80];
+        let mut head = [0; 120];
         let len = packet.len().min(head.len());
         head[..len].copy_from_slice(&packet[..len]);
         let mut plans: Array<&mut MapData, Plan> = self.ebpf.map_mut("PLAN").context("PLAN")?.try_into()?;

@@ -10,7 +10,7 @@ use lb_common::{
 };
 use lb_tests::{
     bench::row::{Row, Target},
-    packet::{ACK, Packet, SYN, SYN_ACK},
+    packet::{ACK, Packet, SYN, SYN_ACK, tunnelled},
     prog::{
         Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, XDP_DROP, XDP_PASS,
         XDP_REDIRECT, XDP_TX,
@@ -32,6 +32,8 @@ const STATELESS: usize = SERVICES.len();
 const FLOODED: usize = STATELESS + 1;
 /// Nodes that the backends of such a service are on.
 const NODES: u8 = 8;
+/// The port of the service that other nodes send to in tunnels.
+const TUNNELLED: u16 = 83;
 /// First id of what is there only to fill the maps.
 const FILLER: u32 = 1_000;
 /// Random flows of [`Vary::Random`]: every source port once.
@@ -140,11 +142,12 @@ impl Nodes {
 }
 
 /// The services under measurement, ids from `base` on: TCP and UDP to remote backends, one to a local backend, one to
-/// nobody.
+/// nobody, one that other nodes send to in tunnels.
 fn serve<F: Places>(node: &mut Node, base: u32)
 where
     lb_common::frontend::FrontendKey<F>: aya::Pod,
     lb_common::backend::BackendValue<F>: aya::Pod,
+    F::Addr: aya::Pod,
 {
     let remote: Vec<Server> =
         (0..BACKENDS).map(|port| Server { addr: (F::REMOTE_POD, 8080 + port), local: false }).collect();
@@ -159,6 +162,10 @@ where
         let service = Service::new((F::VIP, port), protocol, backends);
         node.serve::<F>(&Service { id: base + index, base: (base + index) * u32::from(BACKENDS), ..service });
     }
+    let (id, flags) = (base + 5, FrontendFlags::DSR);
+    let service = Service::new((F::VIP, TUNNELLED), Protocol::TCP, &local);
+    node.serve::<F>(&Service { id, base: id * u32::from(BACKENDS), flags, ..service });
+    node.peer::<F>(F::OTHER_NODE, F::BITS);
 }
 
 /// A service whose backends are on [`NODES`] other nodes, which answer its clients themselves, with a Maglev table.
@@ -288,8 +295,10 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
     let reply = establish(node, &syn);
     let question = Packet::udp(client, vip, b"four and twenty bytes long");
     let data = Packet::tcp(client, vip, ACK);
-    let local = Packet::tcp(client, (F::VIP, 81), ACK);
-    node.run(Hook::FromNetwork, &Packet::tcp(client, (F::VIP, 81), SYN).bytes());
+    cases.extend(to_local_backends::<F>(node, client).into_iter().map(|(name, packet)| {
+        let case = case(name, &data, Vary::One, LEFT, Target::NotSet);
+        Case { packet, ..case }
+    }));
     for opening in [&syn, &question] {
         bench.open_flows(&case("open flows", opening, Vary::Each, SENT_ON, Target::NotSet), nodes, FLOWS)?;
     }
@@ -320,7 +329,6 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
             SENT_ON_OR_PROBED,
             Target::NotSet,
         ),
-        case("TCP established, DNAT to a local backend", &local, Vary::One, LEFT, Target::NotSet),
         case("TCP, answer of a remote backend (SNAT reply)", &reply, Vary::One, SENT_ON, Target::NotSet),
         case("TCP, new flow, both directions recorded", &syn, Vary::Each, SENT_ON, target::<F>(xdp, 800.0)),
         case("not ours", &Packet::tcp(client, (F::NODE, 22), ACK), Vary::One, LEFT, target::<F>(xdp, 30.0)),
@@ -340,6 +348,20 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
         ),
     ]);
     Ok(())
+}
+
+/// Opens connections to backends of this node, one of them in a tunnel; their next packets.
+fn to_local_backends<F: Places>(node: &mut Node, client: (IpAddr, u16)) -> [(&'static str, Vec<u8>); 2] {
+    let direct = |tcp| Packet::tcp(client, (F::VIP, 81), tcp).bytes();
+    let in_tunnel =
+        |tcp| tunnelled(&Packet::tcp(client, (F::VIP, TUNNELLED), tcp).bytes(), F::OTHER_NODE, F::NODE);
+    for opening in [direct(SYN), in_tunnel(SYN)] {
+        node.run(Hook::FromNetwork, &opening);
+    }
+    [
+        ("TCP established, DNAT to a local backend", direct(ACK)),
+        ("TCP, DSR, out of a tunnel, DNAT to a local backend", in_tunnel(ACK)),
+    ]
 }
 
 /// Opens the connection of `syn`; the backend's next packet.
