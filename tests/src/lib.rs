@@ -21,4 +21,5 @@ pub mod prog;
 pub mod scene;
 pub mod script;
 pub mod sweep;
+pub mod tun;
 pub mod vm;

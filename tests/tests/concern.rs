@@ -89,7 +89,11 @@ macro_rules! cases {
                     ..Service::new(VIP, Protocol::TCP, &[REMOTE])
                 };
                 let mut node = serve(&service);
-                node.source_range::<F>(service.service_port(), F::NODE, F::BITS);
+                node.source_range::<F>(
+                    service.service_port(),
+                    F::NODE,
+                    if F::NODE.is_ipv4() { 32 } else { 128 },
+                );
                 let open = |node: &mut Node| {
                     let port = CLIENT_PORT + node.connections::<F>() as u16;
                     node.run(Hook::ToNetwork, &Packet::tcp((F::NODE, port), VIP, SYN).bytes());

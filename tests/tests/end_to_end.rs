@@ -220,7 +220,17 @@ fn counted(status: &str, verdict: &str) -> Result<u64> {
 /// The same without socket hooks: pods are served by their devices' programs alone (VMs, Kata, raw sockets).
 #[test]
 fn pods_are_balanced_without_socket_hooks() -> Result<()> {
-    let cluster = cluster_with(&["--socket-lb", "false"])?;
+    pods_are_balanced_by_packet(&["--socket-lb", "false"])
+}
+
+/// The same past the stack.
+#[test]
+fn pods_are_balanced_past_the_stack() -> Result<()> {
+    pods_are_balanced_by_packet(&["--socket-lb", "false", "--forward-pods"])
+}
+
+fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<()> {
+    let cluster = cluster_with(arguments)?;
     for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:31080", "203.0.113.20:80"] {
         everyone_answers(&cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
         let reply = answered(&cluster, &At::pod("a2"), to)?;
@@ -242,6 +252,15 @@ fn pods_are_balanced_without_socket_hooks() -> Result<()> {
     ] {
         let outcome = cluster.probe(&At::pod("a2"))?.once(target)?;
         ensure!(outcome == Err(ClientError::Refused), "{target:?}: {outcome:?}");
+    }
+    for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
+        everyone_answers(&cluster, &At::pod("a2"), Target::udp(to)?.sized(2000), &["a1", "b1"])?;
+    }
+    for to in ["10.96.0.20:80", "[fd00:96::20]:80"] {
+        for _ in 0..4 {
+            let fetched = cluster.probe(&At::pod("a2"))?.fetch(Target::http(to)?, "/bytes?count=3000000")?;
+            ensure!(fetched == Ok(3_000_000), "{to}: {fetched:?}");
+        }
     }
     what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])
 }

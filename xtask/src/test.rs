@@ -27,7 +27,7 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 12] = [
+const KERNEL: [&str; 13] = [
     "agreement",
     "attach",
     "concern",
@@ -35,6 +35,7 @@ const KERNEL: [&str; 12] = [
     "contract",
     "datapath",
     "flow_tables",
+    "forward_pods",
     "icmp",
     "maps_bpf",
     "old_kernel",
@@ -42,11 +43,12 @@ const KERNEL: [&str; 12] = [
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 15] = [
+const E2E: [&str; 16] = [
     "benchmarks",
     "cli",
     "demo",
     "end_to_end",
+    "l3_devices",
     "life_cycle",
     "netns",
     "node_state",
