@@ -445,7 +445,7 @@ impl Agent {
         let Followed { pod_cidrs, changes } =
             start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
         start_sockets(config, (pins.dir(), admin.queries.clone()), (changes, sockets_report), stop);
-        // The verifier holds the thread until it is done.
+        // The verifier is waited for.
         let mut guard = admin.attacher.lock().await;
         tokio::task::block_in_place(|| guard.load_programs())?;
         drop(guard);

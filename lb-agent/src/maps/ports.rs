@@ -1,9 +1,9 @@
 //! `PORTS`, written along with the frontends: a port's bit is set before its first frontend is written, and cleared when
 //! a dump finds none left. In between it merely costs a lookup; without its bit a frontend is not found.
 
-use std::{collections::BTreeSet, path::Path};
+use std::{collections::BTreeSet, fmt::Display, path::Path};
 
-use aya::maps::{Array, MapData, MapError as AyaError};
+use aya::maps::{Array, MapData};
 use lb_common::{family::Be16, limits::PORT_WORDS, maps, port_set};
 
 use super::{MapError, bpf::Table};
@@ -17,7 +17,7 @@ pub(super) struct Ports {
 impl Ports {
     pub(super) fn open(pin_dir: &Path) -> Result<Self, MapError> {
         let map: Table<Array<MapData, u64>> = Table::open(pin_dir, maps::PORTS)?;
-        Ok(Self { words: read(&map.map)?, map })
+        Ok(Self { words: read(&map)?, map })
     }
 
     /// Sets a port's bit.
@@ -29,7 +29,7 @@ impl Ports {
 
     /// Leaves the bits of these ports only, whatever the map has.
     pub(super) fn become_like(&mut self, ports: &BTreeSet<Be16>) -> Result<(), MapError> {
-        self.words = read(&self.map.map)?;
+        self.words = read(&self.map)?;
         let mut words = vec![0; PORT_WORDS as usize];
         for &port in ports {
             words[port_set::word(port) as usize] |= port_set::bit(port);
@@ -47,10 +47,10 @@ impl Ports {
     }
 }
 
-fn read(map: &Array<MapData, u64>) -> Result<Vec<u64>, MapError> {
-    (0..PORT_WORDS).map(|index| map.get(&index, 0)).collect::<Result<_, _>>().map_err(failed)
+fn read(map: &Table<Array<MapData, u64>>) -> Result<Vec<u64>, MapError> {
+    map.read(0, PORT_WORDS).map_err(failed)
 }
 
-fn failed(error: AyaError) -> MapError {
+fn failed(error: impl Display) -> MapError {
     MapError::Write { write: format!("map {}", maps::PORTS), reason: error.to_string() }
 }
