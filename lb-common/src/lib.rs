@@ -59,4 +59,4 @@ pub mod vip;
 
 /// Version of the layouts in this crate: the name of the pin directory (`/sys/fs/bpf/lb/<ABI_VERSION>`), so that an
 /// agent never opens maps whose bytes mean something else.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;

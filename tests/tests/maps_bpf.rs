@@ -2,12 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::{fs, os::fd::AsFd as _};
+use std::{collections::BTreeSet, fs, os::fd::AsFd as _};
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key};
 use lb_agent::{
     datapath::bpf as calls,
     desired::census::ServicePort,
+    host_flows::{HostFlows, HostFlowsMaps},
     inspect,
     maps::{Capacity, FamilyWrite, MapError, MapState, Maps, Write, bpf::BpfMaps},
     metrics::{snapshot::ControlSnapshot, traffic::Traffic},
@@ -22,6 +23,7 @@ use lb_common::{
     backend::BackendValue,
     counters::TrafficCounter,
     family::{Addr4, Address as _, Be16, Protocol, V4},
+    flow::{FlowKey, Tuple},
     frontend::{FrontendKey, FrontendValue},
     id::{BackendId, ServicePortId},
     maps, port_set,
@@ -325,6 +327,35 @@ fn counters_of_every_service_port_are_the_sum_over_the_cpus() {
             "{port:?}"
         );
     }
+}
+
+#[test]
+fn flows_of_the_host_replace_those_of_the_round_before_and_of_a_former_agent() {
+    let pins = PinnedMaps::create(&[("HOST_FLOWS4", 2)]).unwrap();
+    let key = |port| {
+        let addr = |ip: &str| Addr4::from_ip(ip.parse().unwrap()).unwrap();
+        let (src_port, dst_port) = (Be16::new(80), Be16::new(port));
+        let tuple = Tuple { src: addr("10.0.0.1"), dst: addr("192.0.2.1"), src_port, dst_port };
+        FlowKey::<V4>::new(tuple, Protocol::TCP)
+    };
+    let flows =
+        |ports: &[u16]| HostFlows { v4: ports.iter().copied().map(key).collect(), ..HostFlows::default() };
+    let entries = || {
+        let data = MapData::from_pin(pins.dir().join("HOST_FLOWS4")).unwrap();
+        let map: HashMap<_, FlowKey<V4>, u32> = HashMap::try_from(Map::HashMap(data)).unwrap();
+        map.keys().map(|key| key.unwrap().tuple.dst_port.get()).collect::<BTreeSet<_>>()
+    };
+    let mut maps = HostFlowsMaps::open(pins.dir()).unwrap();
+    maps.replace(flows(&[2000, 2001])).unwrap();
+    assert_eq!(entries(), [2000, 2001].into());
+    // What goes makes room for what comes.
+    maps.replace(flows(&[2001, 2002])).unwrap();
+    assert_eq!(entries(), [2001, 2002].into());
+    let error = maps.replace(flows(&[2001, 2002, 2003])).unwrap_err().to_string();
+    assert!(error.starts_with("write HOST_FLOWS4: "), "{error}");
+    assert_eq!(entries(), [2001, 2002].into());
+    HostFlowsMaps::open(pins.dir()).unwrap().replace(flows(&[2002])).unwrap();
+    assert_eq!(entries(), [2002].into(), "what a former agent left has gone");
 }
 
 #[test]
