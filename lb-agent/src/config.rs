@@ -131,6 +131,11 @@ impl PortRange {
     pub const fn count(self) -> u16 {
         (self.max - self.min).saturating_add(1)
     }
+
+    /// True if `port` is one of them.
+    pub const fn contains(self, port: u16) -> bool {
+        self.min <= port && port <= self.max
+    }
 }
 
 impl Default for PortRange {
@@ -213,6 +218,8 @@ pub struct Config {
     pub full_sync_period: Duration,
     /// Between collections of dead connections.
     pub gc_period: Duration,
+    /// Between readings of the host's conntrack; zero: it is not read.
+    pub host_conntrack_interval: Duration,
     /// Entries of maps, by name.
     pub max_entries: BTreeMap<&'static str, u32>,
     /// What is set in the kernel for the node as a whole.

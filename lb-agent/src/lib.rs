@@ -18,6 +18,7 @@ pub mod diff;
 pub mod maps;
 pub mod metrics;
 pub mod health;
+pub mod host_flows;
 pub mod http;
 pub mod reconcile;
 pub mod datapath;

@@ -37,6 +37,8 @@ pub const FLOOD_THRESHOLD_MAX: u32 = 10_000;
 pub const FLOOD_THRESHOLD_MIN: u32 = 100;
 /// As [`FLOOD_THRESHOLD_MAX`]. Two entries for a flow: a second of what is no flood fills a thirty-second.
 pub const FLOOD_SHARE: u32 = 64;
+/// Entries of each `HOST_FLOWS`: more than there are source ports towards one backend.
+pub const HOST_FLOWS_MAX: u32 = 65_536;
 /// Entries of each `AFFINITY`.
 pub const AFFINITY_MAX: u32 = 65_536;
 /// Entries of each `SOCK_REV_NAT`.

@@ -67,6 +67,9 @@ pub const DEVICES: &str = "DEVICES";
 pub const CONNECTIONS: &str = "CONNECTIONS";
 /// Base name of `FLOOD4` and `FLOOD6`: the same as `CONNECTIONS`, of flows that have proved nothing yet.
 pub const FLOOD: &str = "FLOOD";
+/// Base name of `HOST_FLOWS4` and `HOST_FLOWS6`: the answers that flows which the host's netfilter gave another source
+/// wait for, key by key as in `CONNECTIONS`.
+pub const HOST_FLOWS: &str = "HOST_FLOWS";
 /// Per-CPU array with one element: the rate of new flows.
 pub const NEW_FLOWS: &str = "NEW_FLOWS";
 /// Array with one element: whether `FLOOD` is in use.
@@ -162,7 +165,7 @@ const fn spec<K, V>(
 }
 
 /// Every map of the datapath.
-pub const MAPS: [MapSpec; 47] = {
+pub const MAPS: [MapSpec; 49] = {
     use MapType::{Array, Hash, LpmTrie, LruHash, PerCpuArray, RingBuf};
     use Writer::{Agent, Datapath};
     [
@@ -243,6 +246,8 @@ pub const MAPS: [MapSpec; 47] = {
             NO_COMMON_LRU,
             Datapath,
         ),
+        spec::<FlowKey<V4>, u32>("HOST_FLOWS4", Hash, limits::HOST_FLOWS_MAX, NO_PREALLOC, Agent),
+        spec::<FlowKey<V6>, u32>("HOST_FLOWS6", Hash, limits::HOST_FLOWS_MAX, NO_PREALLOC, Agent),
         spec::<u32, NewFlows>("NEW_FLOWS", PerCpuArray, 1, 0, Datapath),
         spec::<u32, FloodState>("FLOOD_STATE", Array, 1, 0, Datapath),
         spec::<u32, NextHopValue<V4>>("NEXT_HOPS4", PerCpuArray, limits::NEXT_HOPS, 0, Datapath),

@@ -200,8 +200,8 @@ fn find_port<F: FamilyMaps>(
 pub enum Claim {
     /// Those that are free, its own, or a dead connection's.
     Kept = 0,
-    /// The same with a port that was chosen for it: where the source is an address of the node, no socket of the node may
-    /// wait for the answers, or it would lose its own.
+    /// The same with a port that was chosen for it: where the source is an address of the node, no socket of the node and
+    /// no flow that its netfilter masquerades may wait for the answers, or it would lose its own.
     Free = 1,
     /// One flow of a flood also those of others that have proved nothing.
     Unproved = 2,
@@ -215,7 +215,7 @@ pub enum Claim {
 #[inline(always)]
 pub fn claim<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>, how: u32) -> bool {
     let from_node = opening.flags.has(ConnectionFlags::SNAT) || opening.flags.has(ConnectionFlags::HOST);
-    if how != Claim::Kept as u32 && from_node && host_socket::waits_for(context, &opening.key) {
+    if how != Claim::Kept as u32 && from_node && is_hosts(context, &opening.key) {
         return false;
     }
     let how = if how == Claim::Unproved as u32 { Claim::Unproved } else { Claim::Free };
@@ -235,6 +235,13 @@ pub fn claim<F: FamilyMaps>(context: *mut c_void, opening: &mut Opening<F>, how:
     }
     F::flood().insert(&opening.key, &opening.entry, NOEXIST).is_ok()
         || flood::lookup(&opening.key).is_some_and(|owner| take(owner, opening, how))
+}
+
+/// True if the host waits for the answers of `flow`, which lies in map memory: one of its sockets, or a flow that its
+/// netfilter masquerades.
+#[inline(always)]
+fn is_hosts<F: FamilyMaps>(context: *mut c_void, flow: &FlowKey<F>) -> bool {
+    F::host_flows().get_ptr(flow).is_some() || host_socket::waits_for(context, flow)
 }
 
 /// True if the owner of a reply 5-tuple is the connection being opened, or dead.

@@ -54,6 +54,7 @@ type Connections<F> = LruHashMap<
 >;
 type Flood<F> =
     LruHashMap<FlowKey<F>, ConnectionValue<F>, { limits::FLOOD_MAX as usize }, { NO_COMMON_LRU as usize }>;
+type HostFlows<F> = HashMap<FlowKey<F>, u32, { limits::HOST_FLOWS_MAX as usize }, { NO_PREALLOC as usize }>;
 type NextHops<F> = PerCpuArray<NextHopValue<F>, { limits::NEXT_HOPS as usize }>;
 type Affinity<F> = LruHashMap<AffinityKey<F>, AffinityValue, { limits::AFFINITY_MAX as usize }>;
 type SockRevNat<F> = LruHashMap<SockRevNatKey<F>, SockRevNatValue<F>, { limits::SOCK_REV_NAT_MAX as usize }>;
@@ -114,6 +115,7 @@ pub trait FamilyMaps: Family {
     fn peers() -> &'static Peers<Self>;
     fn connections() -> &'static Connections<Self>;
     fn flood() -> &'static Flood<Self>;
+    fn host_flows() -> &'static HostFlows<Self>;
     fn next_hops() -> &'static NextHops<Self>;
     fn affinity() -> &'static Affinity<Self>;
     fn sock_rev_nat() -> &'static SockRevNat<Self>;
@@ -127,8 +129,8 @@ pub trait FamilyMaps: Family {
 macro_rules! family_maps {
     ($family:ident, $addr:ident, $snat:ident, $frontends:ident, $backends:ident, $ranges:ident, $cidrs:ident,
      $pods:ident, $vips:ident, $nodes:ident, $peers:ident,
-     $connections:ident, $flood:ident, $hops:ident, $affinity:ident, $rev_nat:ident, $fragments:ident,
-     $scratch:ident) => {
+     $connections:ident, $flood:ident, $host_flows:ident, $hops:ident, $affinity:ident, $rev_nat:ident,
+     $fragments:ident, $scratch:ident) => {
         #[btf_map]
         pub static $frontends: Frontends<$family> = HashMap::new();
         #[btf_map]
@@ -149,6 +151,8 @@ macro_rules! family_maps {
         pub static $connections: Connections<$family> = LruHashMap::new();
         #[btf_map]
         pub static $flood: Flood<$family> = LruHashMap::new();
+        #[btf_map]
+        pub static $host_flows: HostFlows<$family> = HashMap::new();
         #[btf_map]
         pub static $hops: NextHops<$family> = PerCpuArray::new();
         #[btf_map]
@@ -203,6 +207,10 @@ macro_rules! family_maps {
                 &$flood
             }
             #[inline(always)]
+            fn host_flows() -> &'static HostFlows<Self> {
+                &$host_flows
+            }
+            #[inline(always)]
             fn next_hops() -> &'static NextHops<Self> {
                 &$hops
             }
@@ -244,6 +252,7 @@ family_maps!(
     PEERS4,
     CONNECTIONS4,
     FLOOD4,
+    HOST_FLOWS4,
     NEXT_HOPS4,
     AFFINITY4,
     SOCK_REV_NAT4,
@@ -264,6 +273,7 @@ family_maps!(
     PEERS6,
     CONNECTIONS6,
     FLOOD6,
+    HOST_FLOWS6,
     NEXT_HOPS6,
     AFFINITY6,
     SOCK_REV_NAT6,

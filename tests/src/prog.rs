@@ -564,6 +564,18 @@ impl Node {
         kinds.set(kind::FORGOTTEN, before, 0).unwrap();
     }
 
+    /// A flow of the host waits for this answer, or no more.
+    pub fn host_flow<F: Family>(&mut self, answer: &FlowKey<F>, waits: bool)
+    where
+        FlowKey<F>: Pod,
+    {
+        let mut flows = self.hash(&name::<F>("HOST_FLOWS"));
+        match waits {
+            true => flows.insert(*answer, 1u32, 0).unwrap(),
+            false => flows.remove(answer).unwrap(),
+        }
+    }
+
     /// Where XDP sent packets with `tuple`'s addresses last, as far as a CPU remembers it.
     pub fn next_hop<F: Family>(&mut self, tuple: &Tuple<F>) -> Option<NextHopValue<F>>
     where

@@ -480,7 +480,8 @@ async fn within_a_second(what: &str, mut condition: impl AsyncFnMut() -> bool) {
 fn hooks_have_distinct_programs_per_role() {
     let names: std::collections::BTreeSet<_> = [DeviceRole::UPLINK, DeviceRole::WORKLOAD]
         .into_iter()
-        .flat_map(|role| Hook::ALL.map(|hook| hook.program(role)))
+        .flat_map(|role| [DeviceFlags::default(), DeviceFlags::L3].map(|flags| (role, flags)))
+        .flat_map(|(role, flags)| Hook::ALL.map(|hook| hook.program(role, flags)))
         .collect();
-    assert_eq!(names.len(), 4);
+    assert_eq!(names.len(), 6);
 }

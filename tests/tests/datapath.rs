@@ -749,6 +749,35 @@ macro_rules! cases {
                 }
             }
 
+            /// Netfilter has given all SNAT ports but one to flows of its own towards the backend: that one is given. Then
+            /// none is left: a drop. Towards another port of the backend they say nothing.
+            pub(super) fn a_source_port_that_netfilter_gave_is_not_given() {
+                const PORTS: u16 = 8;
+                let range = limits::SNAT_PORT_MIN..limits::SNAT_PORT_MIN + PORTS;
+                let free = limits::SNAT_PORT_MIN + 5;
+                let mut node = Node::start_with(Some(u32::from(PORTS)));
+                node.serve::<F>(&service(Protocol::TCP, &[remote()]));
+                let answer = |port| packet::flow::<F>(REMOTE, (F::NODE, port), Protocol::TCP);
+                let elsewhere =
+                    packet::flow::<F>((F::REMOTE_POD, TARGET + 1), (F::NODE, free), Protocol::TCP);
+                node.host_flow::<F>(&elsewhere, true);
+                for port in range.filter(|port| *port != free) {
+                    node.host_flow::<F>(&answer(port), true);
+                }
+                let first = forward(&mut node, Hook::FromNetwork, &tcp(CLIENT, VIP, SYN));
+                assert_eq!(first.src, (F::NODE, free));
+                let opening = tcp((F::CLIENT, 50_000), VIP, SYN);
+                assert_eq!(node.run(Hook::FromNetwork, &opening.bytes()), dropped(&opening.bytes()));
+                assert_eq!(node.verdicts()[&Verdict::SnatPorts].0, 1);
+                assert_eq!(node.connections::<F>(), 2, "the first connection only");
+                let gone = limits::SNAT_PORT_MIN + 2;
+                node.host_flow::<F>(&answer(gone), false);
+                assert_eq!(forward(&mut node, Hook::FromNetwork, &opening).src, (F::NODE, gone));
+                // What netfilter waits for is not ours.
+                let theirs = tcp(REMOTE, (F::NODE, limits::SNAT_PORT_MIN), SYN_ACK).bytes();
+                assert_eq!(node.run(Hook::FromNetwork, &theirs), untouched(&theirs));
+            }
+
             /// A client that keeps its address may have any port: sockets of the node have nothing to do with it.
             pub(super) fn a_clients_own_port_is_not_one_of_the_nodes() {
                 let mut node = Node::start_with(Some(1));
@@ -891,6 +920,7 @@ both_families! {
     a_backend_dialled_past_its_frontend_is_told_apart
     source_ports_run_out
     a_source_port_that_a_socket_has_is_not_given
+    a_source_port_that_netfilter_gave_is_not_given
     a_clients_own_port_is_not_one_of_the_nodes
     a_dead_connection_gives_its_port_back
     a_node_without_an_address_cannot_translate_sources

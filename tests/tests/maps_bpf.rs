@@ -2,13 +2,15 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on panics")]
 
-use std::fs;
+use std::{collections::BTreeSet, fs, os::fd::AsFd as _};
 
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, PerCpuArray, PerCpuValues, lpm_trie::Key};
 use lb_agent::{
+    datapath::bpf as calls,
     desired::census::ServicePort,
+    host_flows::{HostFlows, HostFlowsMaps},
     inspect,
-    maps::{Maps, bpf::BpfMaps},
+    maps::{Capacity, FamilyWrite, MapError, MapState, Maps, Write, bpf::BpfMaps},
     metrics::{snapshot::ControlSnapshot, traffic::Traffic},
     model::{
         node::NodeAddresses,
@@ -18,11 +20,13 @@ use lb_agent::{
     source::{Change, Kind, ObjectRef},
 };
 use lb_common::{
+    backend::BackendValue,
     bit_set,
     counters::TrafficCounter,
     family::{Addr4, Address as _, Be16, Protocol, V4},
+    flow::{FlowKey, Tuple},
     frontend::{FrontendKey, FrontendValue},
-    id::ServicePortId,
+    id::{BackendId, ServicePortId},
     maps,
     source_range::{SourceRangeData, SourceRangeValue},
     vip,
@@ -34,9 +38,14 @@ use lb_tests::{
 
 /// A control plane that has been given these manifests and not written yet.
 fn reconciler(pins: &PinnedMaps, manifests: &[&str]) -> Reconciler<BpfMaps> {
+    reconciler_of(BpfMaps::open(pins.dir()).unwrap(), manifests)
+}
+
+/// The same with these maps.
+fn reconciler_of<M: Maps>(maps: M, manifests: &[&str]) -> Reconciler<M> {
     let config =
         ReconcileConfig { node_name: "node-a".to_owned(), first_id: Some(1), ..ReconcileConfig::default() };
-    let mut reconciler = Reconciler::new(BpfMaps::open(pins.dir()).unwrap(), config).unwrap();
+    let mut reconciler = Reconciler::new(maps, config).unwrap();
     reconciler.set_node_addresses(NodeAddresses(
         ["192.0.2.10", "2001:db8::10"].map(|ip| ip.parse().unwrap()).into(),
     ));
@@ -167,6 +176,104 @@ fn a_map_that_is_too_small_says_so_and_costs_only_what_does_not_fit() {
     assert!(reconciler.maps_mut().dump().unwrap().v6.frontends.is_empty());
 }
 
+fn backend(id: u32, port: u16) -> Write {
+    let addr = Addr4::from_ip(std::net::Ipv4Addr::from(id).into()).unwrap();
+    let value = BackendValue { addr, port: Be16::new(port), ..BackendValue::default() };
+    Write::V4(FamilyWrite::Backend(BackendId(id), Some(value)))
+}
+
+#[test]
+fn a_batch_ends_where_its_map_is_full_and_the_next_write_says_why() {
+    let pins = PinnedMaps::create(&[("BACKENDS4", 3)]).unwrap();
+    let mut maps = BpfMaps::open(pins.dir()).unwrap();
+    assert_eq!(maps.apply_batch(&[]), 0);
+    let writes = [1, 2, 3, 4, 5].map(|id| backend(id, 80));
+    assert_eq!(maps.apply_batch(&writes), 3);
+    let ports = |maps: &mut BpfMaps| -> Vec<(u32, u16)> {
+        let backends = maps.dump().unwrap().v4.backends;
+        backends.iter().map(|(id, value)| (id.0, value.port.get())).collect()
+    };
+    assert_eq!(ports(&mut maps), [(1, 80), (2, 80), (3, 80)]);
+    let error = maps.apply(&writes[3]).unwrap_err().to_string();
+    assert!(error.starts_with("write BACKEND id=4 "), "{error}");
+    assert!(error.ends_with("map BACKENDS4 is full (3 entries); raise --max-backends"), "{error}");
+    // What is there is replaced in a full map too; what follows the one without room is not tried.
+    assert_eq!(maps.apply_batch(&[backend(3, 81), backend(4, 81), backend(1, 81)]), 1);
+    assert_eq!(ports(&mut maps), [(1, 80), (2, 80), (3, 81)]);
+}
+
+#[test]
+fn a_full_map_costs_the_writes_behind_it_in_the_batch_only() {
+    let pins = PinnedMaps::create(&[("FRONTENDS4", 4)]).unwrap();
+    let mut reconciler = reconciler(&pins, &["dual-stack.yaml", "nodeport.yaml"]);
+    let error = reconciler.sync().unwrap_err();
+    assert_eq!(error.count, 6, "{error}");
+    let dump = reconciler.maps_mut().dump().unwrap();
+    assert_eq!((dump.v4.frontends.len(), dump.inconsistencies().len()), (4, 0));
+    let whole = {
+        let pins = PinnedMaps::create(&[]).unwrap();
+        let mut reconciler = self::reconciler(&pins, &["dual-stack.yaml", "nodeport.yaml"]);
+        reconciler.sync().unwrap();
+        reconciler.maps_mut().dump().unwrap()
+    };
+    let expected: Vec<_> = whole.v4.frontends.iter().take(4).collect();
+    assert_eq!(dump.v4.frontends.iter().collect::<Vec<_>>(), expected, "the first four of the plan");
+    assert_eq!(dump.v4.backends, whole.v4.backends);
+    assert!(dump.v6 == whole.v6 && dump.members == whole.members, "everything else is complete");
+}
+
+/// Every type of map the control plane writes takes batches.
+#[test]
+fn whole_plans_go_in_batches() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut source = reconciler(&pins, &["dual-stack.yaml", "nodeport.yaml", "loadbalancer.yaml"]);
+    source.sync().unwrap();
+    let want = source.maps_mut().dump().unwrap();
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let mut maps = BpfMaps::open(pins.dir()).unwrap();
+    let plan = lb_agent::diff::diff(&MapState::default(), &want);
+    let mut touched = Vec::new();
+    for batch in plan.chunk_by(Write::puts_beside) {
+        assert_eq!(maps.apply_batch(batch), batch.len(), "{}", batch[0]);
+        touched.push(batch[0].map());
+    }
+    assert_eq!(maps.dump().unwrap(), want);
+    for map in ["BACKENDS4", "BACKENDS6", "FRONTENDS4", "MEMBERS", "SLOTS", "SOURCE_RANGES4", "VIPS4"] {
+        assert!(touched.iter().any(|name| name == map), "{map}: {touched:?}");
+    }
+    assert!(has(&pins, maps::PORTS, 53));
+}
+
+/// Maps of a kernel that has no batches for them.
+struct NoBatches(BpfMaps);
+
+impl Maps for NoBatches {
+    fn apply(&mut self, write: &Write) -> Result<(), MapError> {
+        self.0.apply(write)
+    }
+    fn apply_batch(&mut self, _: &[Write]) -> usize {
+        0
+    }
+    fn dump(&mut self) -> Result<MapState, MapError> {
+        self.0.dump()
+    }
+    fn capacity(&self) -> Capacity {
+        self.0.capacity()
+    }
+}
+
+#[test]
+fn without_batches_every_write_goes_by_itself() {
+    let pins = PinnedMaps::create(&[]).unwrap();
+    let maps = NoBatches(BpfMaps::open(pins.dir()).unwrap());
+    let mut reconciler = reconciler_of(maps, &["dual-stack.yaml"]);
+    reconciler.sync().unwrap();
+    assert_eq!(reconciler.maps_mut().dump().unwrap().to_string(), expected("dual-stack.txt"));
+    // A type of map of which the kernel takes none.
+    let ring = calls::open_pin(&pins.dir().join(maps::EVENTS)).unwrap();
+    assert_eq!(calls::update_batch(ring.as_fd(), &[1u32, 2], &[1u32, 2]), 0);
+}
+
 #[test]
 fn what_somebody_else_changed_is_found_and_repaired() {
     let pins = PinnedMaps::create(&[]).unwrap();
@@ -227,6 +334,35 @@ fn counters_of_every_service_port_are_the_sum_over_the_cpus() {
             "{port:?}"
         );
     }
+}
+
+#[test]
+fn flows_of_the_host_replace_those_of_the_round_before_and_of_a_former_agent() {
+    let pins = PinnedMaps::create(&[("HOST_FLOWS4", 2)]).unwrap();
+    let key = |port| {
+        let addr = |ip: &str| Addr4::from_ip(ip.parse().unwrap()).unwrap();
+        let (src_port, dst_port) = (Be16::new(80), Be16::new(port));
+        let tuple = Tuple { src: addr("10.0.0.1"), dst: addr("192.0.2.1"), src_port, dst_port };
+        FlowKey::<V4>::new(tuple, Protocol::TCP)
+    };
+    let flows =
+        |ports: &[u16]| HostFlows { v4: ports.iter().copied().map(key).collect(), ..HostFlows::default() };
+    let entries = || {
+        let data = MapData::from_pin(pins.dir().join("HOST_FLOWS4")).unwrap();
+        let map: HashMap<_, FlowKey<V4>, u32> = HashMap::try_from(Map::HashMap(data)).unwrap();
+        map.keys().map(|key| key.unwrap().tuple.dst_port.get()).collect::<BTreeSet<_>>()
+    };
+    let mut maps = HostFlowsMaps::open(pins.dir()).unwrap();
+    maps.replace(flows(&[2000, 2001])).unwrap();
+    assert_eq!(entries(), [2000, 2001].into());
+    // What goes makes room for what comes.
+    maps.replace(flows(&[2001, 2002])).unwrap();
+    assert_eq!(entries(), [2001, 2002].into());
+    let error = maps.replace(flows(&[2001, 2002, 2003])).unwrap_err().to_string();
+    assert!(error.starts_with("write HOST_FLOWS4: "), "{error}");
+    assert_eq!(entries(), [2001, 2002].into());
+    HostFlowsMaps::open(pins.dir()).unwrap().replace(flows(&[2002])).unwrap();
+    assert_eq!(entries(), [2002].into(), "what a former agent left has gone");
 }
 
 #[test]

@@ -6,14 +6,25 @@ use std::{
     collections::BTreeSet,
     io::Write as _,
     net::{IpAddr, SocketAddr},
+    path::Path,
     process::{Command, Stdio},
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::{HashMap, Map, MapData};
+use lb_agent::maps::family_map_name;
+use lb_common::{
+    ABI_VERSION,
+    family::{Family, Protocol, V4, V6},
+    flow::FlowKey,
+    maps,
+};
 use lb_tests::{
     cluster::{At, CLIENT_V4, CLIENT_V6},
     objects::service,
     probe::{Conversation, Reply, Target},
+    process::eventually,
     scene::{Scene, cluster_ip, dual, ready},
 };
 
@@ -22,6 +33,8 @@ const LOCAL: [u8; 2] = [40, 41];
 const REMOTE: [u8; 2] = [42, 43];
 /// Not in `ip_local_port_range` of the client.
 const CLIENT_PORT: u16 = 20_001;
+/// Of pods, over UDP.
+const UDP_PORT: u16 = 5353;
 
 /// A cluster without socket hooks in which node-a serves both pairs of Services for whoever is outside.
 fn scene() -> Result<Scene> {
@@ -80,11 +93,7 @@ fn masquerading_by_netfilter_goes_on_beside_ours() -> Result<()> {
     for rule in ["masquerade", "masquerade to :40000-60999 fully-random"] {
         masquerade(&scene, rule)?;
         let (pod, client) = (scene.cluster.probe(&At::pod("a2"))?, scene.cluster.probe(&At::Client)?);
-        let services = cluster_ip(REMOTE[0])?;
-        let direct =
-            ["10.244.2.10:8080", "[fd00:244:2::10]:8080", "10.244.2.10:5353", "[fd00:244:2::10]:5353"];
-        for (service, direct) in services.into_iter().zip(direct) {
-            let direct = Target { to: direct.parse()?, ..service };
+        for [service, direct] in targets()? {
             let mut open = Vec::new();
             for _ in 0..CONNECTIONS {
                 open.push(pod.open(direct)??);
@@ -101,6 +110,71 @@ fn masquerading_by_netfilter_goes_on_beside_ours() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Netfilter gives its flows ports of our own range, at random and before ours come: with so few ports, ours would meet
+/// theirs. The agent knows them after a round, and all are answered.
+#[test]
+fn netfilter_may_masquerade_from_our_range_if_its_flows_are_older() -> Result<()> {
+    const CONNECTIONS: usize = 40;
+    const PORTS: &str = "20000-20199";
+    let mut scene = scene()?;
+    // Another range: what the scene has asked so far has ports of the former one.
+    let agent = scene.cluster.agent("node-a")?;
+    agent.stop()?;
+    let args = ["--socket-lb", "false", "--snat-ports", PORTS, "--host-conntrack-interval", "500ms"];
+    agent.set_extra_args(&args);
+    agent.start()?;
+    agent.wait_until_ready()?;
+    masquerade(&scene, &format!("masquerade to :{PORTS} fully-random"))?;
+    let pins = scene.cluster.agent("node-a")?.pins().join(ABI_VERSION.to_string());
+    let (pod, client) = (scene.cluster.probe(&At::pod("a2"))?, scene.cluster.probe(&At::Client)?);
+    for [service, direct] in targets()? {
+        let theirs =
+            (0..CONNECTIONS).map(|_| Ok(pod.open(direct)??)).collect::<Result<Vec<_>>>().context("theirs")?;
+        for conversation in &theirs {
+            asked(conversation).with_context(|| format!("{direct:?} before ours"))?;
+        }
+        let is_udp = direct.to.port() == UDP_PORT;
+        let protocol = if is_udp { Protocol::UDP } else { Protocol::TCP };
+        eventually("does the agent know netfilter's flows?", Duration::from_secs(20), || {
+            let known = match direct.to {
+                SocketAddr::V4(_) => host_flows::<V4>(&pins, protocol)?,
+                SocketAddr::V6(_) => host_flows::<V6>(&pins, protocol)?,
+            };
+            Ok(known >= CONNECTIONS)
+        })?;
+        let ours = (0..CONNECTIONS)
+            .map(|_| Ok(client.open(service)??))
+            .collect::<Result<Vec<_>>>()
+            .context("ours")?;
+        let mut seen_by_pod = BTreeSet::new();
+        for conversation in theirs.iter().chain(&ours).chain(&theirs) {
+            let reply = asked(conversation).with_context(|| format!("{direct:?} beside ours"))?;
+            ensure!((20_000..20_200).contains(&reply.answer.client.port()), "{reply:?}");
+            seen_by_pod.insert(reply.answer.client);
+        }
+        ensure!(seen_by_pod.len() == 2 * CONNECTIONS, "{} sources", seen_by_pod.len());
+    }
+    Ok(())
+}
+
+/// How many answers the datapath leaves to the host.
+fn host_flows<F: Family>(pins: &Path, protocol: Protocol) -> Result<usize>
+where
+    FlowKey<F>: aya::Pod,
+{
+    let data = MapData::from_pin(pins.join(family_map_name::<F>(maps::HOST_FLOWS)))?;
+    let flows: HashMap<MapData, FlowKey<F>, u32> = Map::HashMap(data).try_into()?;
+    let keys = flows.keys().collect::<Result<Vec<_>, _>>()?;
+    Ok(keys.iter().filter(|key| key.protocol == protocol).count())
+}
+
+/// A service of a pod elsewhere, and that pod itself, over both protocols and families.
+fn targets() -> Result<Vec<[Target; 2]>> {
+    let direct = ["10.244.2.10:8080", "[fd00:244:2::10]:8080", "10.244.2.10:5353", "[fd00:244:2::10]:5353"];
+    let pairs = cluster_ip(REMOTE[0])?.into_iter().zip(direct);
+    pairs.map(|(service, direct)| Ok([service, Target { to: direct.parse()?, ..service }])).collect()
 }
 
 /// Lets node-a masquerade what its pods send to other nodes' pods, as `rule` says.

@@ -49,9 +49,10 @@ use crate::{
     flood,
     foreign::{self, Foreign},
     health::proxy::Health,
+    host_flows::{self, HostFlowsConfig},
     kube_proxy::GoDuration,
     maps::bpf::BpfMaps,
-    metrics::{collection::CollectionMetrics, server::Metrics},
+    metrics::{collection::CollectionMetrics, host_flows::HostFlowsMetrics, server::Metrics},
     model::{
         family::IpFamily,
         service::{Algorithm, Forwarding},
@@ -195,6 +196,10 @@ pub(super) struct RunArgs {
     /// Seconds between collections of dead connections.
     #[arg(long, default_value_t = 30, value_name = "S", value_parser = clap::value_parser!(u64).range(1..))]
     gc_period: u64,
+    /// Time between readings of the host's conntrack (5s, 1m): source ports that netfilter has given to flows of its own
+    /// by then are not given to connections. 0: it is not read.
+    #[arg(long, default_value = "5s", value_name = "DURATION")]
+    host_conntrack_interval: GoDuration,
     #[command(flatten)]
     sizes: Sizes,
     #[command(flatten)]
@@ -345,6 +350,7 @@ impl RunArgs {
             retry_period_max: self.retry_period_max.length,
             full_sync_period: Duration::from_secs(self.full_sync_period.max(1)),
             gc_period: Duration::from_secs(self.gc_period),
+            host_conntrack_interval: self.host_conntrack_interval.length,
             max_entries,
             tuning: self.node.tuning()?,
             snat_ports: self.snat_ports,
@@ -455,7 +461,7 @@ impl Agent {
         let Followed { pod_cidrs, changes } =
             start_loop(config, BpfMaps::open(pins.dir())?, inputs, outputs, &mut tasks)?;
         start_sockets(config, (pins.dir(), admin.queries.clone()), (changes, sockets_report), stop);
-        // The verifier holds the thread until it is done.
+        // The verifier is waited for.
         let mut guard = admin.attacher.lock().await;
         tokio::task::block_in_place(|| guard.load_programs())?;
         drop(guard);
@@ -479,6 +485,7 @@ impl Agent {
         let follower = tokio::spawn(self.follower.run(self.attached, self.pod_cidrs, stop.clone()));
         start_retirement(config, &self.admin, stop);
         start_collection(config, &pins, self.metrics.collection, stop)?;
+        start_host_flows(config, &pins, self.metrics.host_flows, stop);
         start_flood_log(&pins, stop);
         events::start_log(pins.dir(), config.settings())?;
         let result = tokio::select! {
@@ -676,6 +683,26 @@ fn start_flood_log(pins: &crate::datapath::pins::Pins, stop: &CancellationToken)
     tokio::spawn(async move {
         if let Err(error) = flood::watch(&dir, stop).await {
             tracing::warn!("floods are not logged: {error}");
+        }
+    });
+}
+
+/// Reads which ports the host's netfilter has given to flows of its own.
+fn start_host_flows(
+    config: &Config,
+    pins: &crate::datapath::pins::Pins,
+    metrics: HostFlowsMetrics,
+    stop: &CancellationToken,
+) {
+    let settings = HostFlowsConfig {
+        interval: config.host_conntrack_interval,
+        ports: config.snat_ports,
+        pins: pins.dir().to_owned(),
+    };
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        if let Err(error) = host_flows::run(settings, metrics, stop).await {
+            tracing::warn!("ports that the host's netfilter gave may be given again: {error}");
         }
     });
 }

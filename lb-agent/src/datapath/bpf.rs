@@ -1,6 +1,6 @@
 //! The bpf(2) calls that aya does not offer: links addressed by ifindex and replaced in place whatever their type,
-//! what a link is attached to, two probes, and lookups in batches. Called by the modules beside it and by
-//! `conntrack_gc`.
+//! what a link is attached to, two probes, and lookups and updates in batches. Called by the modules beside it, by
+//! `conntrack_gc` and `maps::bpf`.
 //!
 //! What must stay true: this is the only module of the agent that calls bpf(2) itself. Layouts are those of
 //! `union bpf_attr` in `include/uapi/linux/bpf.h`; the kernel takes bytes beyond the given size as zero.
@@ -25,6 +25,7 @@ const BPF_PROG_TEST_RUN: c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: c_long = 15;
 const BPF_PROG_QUERY: c_long = 16;
 const BPF_MAP_LOOKUP_BATCH: c_long = 24;
+const BPF_MAP_UPDATE_BATCH: c_long = 26;
 const BPF_LINK_CREATE: c_long = 28;
 const BPF_LINK_UPDATE: c_long = 29;
 const BPF_LINK_DETACH: c_long = 34;
@@ -206,7 +207,7 @@ struct NextKey {
 
 #[derive(Clone, Copy, Zeroable, Pod)]
 #[repr(C)]
-struct LookupBatch {
+struct MapBatch {
     in_batch: u64,
     out_batch: u64,
     keys: u64,
@@ -446,16 +447,16 @@ pub fn count_entries(
     let mut cursor = vec![0u8; key_size.max(size_of::<u32>())];
     let mut is_first = true;
     loop {
-        let mut attr = LookupBatch {
+        let mut attr = MapBatch {
             in_batch: if is_first { 0 } else { cursor.as_ptr() as u64 },
             out_batch: cursor.as_mut_ptr() as u64,
             keys: keys.as_mut_ptr() as u64,
             values: values.as_mut_ptr() as u64,
             count: room as u32,
             map_fd: raw(map),
-            ..LookupBatch::zeroed()
+            ..MapBatch::zeroed()
         };
-        // SAFETY: `LookupBatch` is the layout of BPF_MAP_LOOKUP_BATCH; the cursor has room for a key or a bucket, keys
+        // SAFETY: `MapBatch` is the layout of BPF_MAP_LOOKUP_BATCH; the cursor has room for a key or a bucket, keys
         // and values for `count` entries of the map's sizes (values of these maps are not per CPU).
         let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
         match result.err().and_then(|error| error.raw_os_error()) {
@@ -481,29 +482,62 @@ pub fn count_entries(
 /// fewer entries if the array ends. `V` must have the size of the map's values, which is a multiple of 8. Linux 5.13.
 pub fn read_per_cpu<V: Pod>(map: BorrowedFd<'_>, cpus: usize, first: u32, count: u32) -> io::Result<Vec<V>> {
     const { assert!(size_of::<V>().is_multiple_of(8), "the kernel rounds values up to 8 bytes") };
+    read_values(map, cpus, first, count)
+}
+
+/// Values of `count` entries from index `first` on of an array; fewer if it ends. `V` must have the size of the map's
+/// values. Linux 5.6.
+pub fn read_array<V: Pod>(map: BorrowedFd<'_>, first: u32, count: u32) -> io::Result<Vec<V>> {
+    read_values(map, 1, first, count)
+}
+
+/// `per_entry` values for each entry.
+fn read_values<V: Pod>(map: BorrowedFd<'_>, per_entry: usize, first: u32, count: u32) -> io::Result<Vec<V>> {
     let mut keys = vec![0u32; count as usize];
-    let mut values = vec![V::zeroed(); count as usize * cpus];
+    let mut values = vec![V::zeroed(); count as usize * per_entry];
     // The kernel begins behind the cursor.
     let before = first.checked_sub(1);
     let (cursor, mut next) = (before.unwrap_or_default(), 0u32);
-    let mut attr = LookupBatch {
+    let mut attr = MapBatch {
         in_batch: if before.is_some() { std::ptr::from_ref(&cursor) as u64 } else { 0 },
         out_batch: std::ptr::from_mut(&mut next) as u64,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
         count,
         map_fd: raw(map),
-        ..LookupBatch::zeroed()
+        ..MapBatch::zeroed()
     };
-    // SAFETY: `LookupBatch` is the layout of BPF_MAP_LOOKUP_BATCH; an array's cursors are indexes of 32 bits, keys have
-    // room for `count` of them and values for `cpus` values each.
+    // SAFETY: `MapBatch` is the layout of BPF_MAP_LOOKUP_BATCH; an array's cursors are indexes of 32 bits, keys have
+    // room for `count` of them and values for `per_entry` values each.
     let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
     match result.err().and_then(|error| error.raw_os_error()) {
         None | Some(libc::ENOENT) => {}
         Some(code) => return Err(io::Error::from_raw_os_error(code)),
     }
-    values.truncate(attr.count as usize * cpus);
+    values.truncate(attr.count as usize * per_entry);
     Ok(values)
+}
+
+/// Writes entries in order, each atomically for the datapath, and returns how many were written: less than all where one
+/// was refused, and none where the kernel has no batches for maps of this type. Why, only a single write says. `K` and
+/// `V` must have the sizes of the map's keys and values. Linux 5.6, tries 5.13.
+pub fn update_batch<K: aya::Pod, V: aya::Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> usize {
+    let all = keys.len().min(values.len());
+    let mut attr = MapBatch {
+        keys: address(keys),
+        values: address(values),
+        count: all as u32,
+        map_fd: raw(map),
+        ..MapBatch::zeroed()
+    };
+    // SAFETY: `MapBatch` is the layout of BPF_MAP_UPDATE_BATCH; keys and values are readable for `count` entries of the
+    // sizes of `K` and `V`.
+    match unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) } {
+        Ok(_) => all,
+        // A batch that was not begun leaves the count as it is.
+        Err(_) if attr.count as usize >= all => 0,
+        Err(_) => attr.count as usize,
+    }
 }
 
 /// Entries read at once by [`walk`], unless a bucket holds more.
@@ -545,16 +579,16 @@ fn lookup_batch<K: Pod, V: Pod>(
     let mut next = cursor.unwrap_or_default();
     let at = std::ptr::from_mut(&mut next) as u64;
     let capacity = keys.len().min(values.len());
-    let mut attr = LookupBatch {
+    let mut attr = MapBatch {
         in_batch: if cursor.is_some() { at } else { 0 },
         out_batch: at,
         keys: keys.as_mut_ptr() as u64,
         values: values.as_mut_ptr() as u64,
         count: capacity as u32,
         map_fd: raw(map),
-        ..LookupBatch::zeroed()
+        ..MapBatch::zeroed()
     };
-    // SAFETY: `LookupBatch` is the layout of BPF_MAP_LOOKUP_BATCH; `next` has room for the cursor, keys and values
+    // SAFETY: `MapBatch` is the layout of BPF_MAP_LOOKUP_BATCH; `next` has room for the cursor, keys and values
     // for `count` entries of the sizes of `K` and `V`.
     let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) }.map(drop);
     (result, next, capacity.min(attr.count as usize))

@@ -262,7 +262,19 @@ fn mismatch(map: &MapSpec, max_entries: u32, pinned: &PinnedMap) -> Option<(&'st
     .find(|(_, found, wanted)| found != wanted)
 }
 
+/// On a thread that gives way to the agent's others: what they write to the maps is wanted first, and where there is a
+/// CPU to spare the verifier has it all the same.
 fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let loading = scope.spawn(|| {
+            kernel::give_way();
+            verify(ebpf)
+        });
+        loading.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn verify(ebpf: &mut Ebpf) -> Result<(), LoadError> {
     for (name, program) in ebpf.programs_mut().filter(|(name, _)| !name.starts_with(L3_PREFIX)) {
         let loaded = match program {
             Program::CgroupSockAddr(program) => patiently(|| program.load()),

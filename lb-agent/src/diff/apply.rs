@@ -11,6 +11,9 @@ use lb_common::{
 use super::{Delta, Plan, slots_of};
 use crate::maps::{FamilyWrite, MapError, MapFamily, MapState, Maps, Write};
 
+/// Writes made at once: bounds the memory for them.
+const BATCH: usize = 4096;
+
 /// Makes the writes of `plan`, in order. Those that succeed are entered in `have` and leave `delta`; one that fails
 /// stays there, and with it every later write that is only safe after it. All others go on: a full map or a bad
 /// moment costs what depends on it and nothing else. Of the errors it
@@ -23,21 +26,29 @@ pub fn apply<M: Maps>(
 ) -> Result<(), Failed> {
     let mut blocked = Blocked::default();
     let mut failed: Option<Failed> = None;
-    for write in plan {
-        if blocked.forbids(write) {
-            blocked.note(write, have);
-            continue;
+    for batch in plan.chunk_by(Write::puts_beside).flat_map(|group| group.chunks(BATCH)) {
+        let may_go = batch.len() > 1 && !batch.iter().any(|write| blocked.forbids(write));
+        let (made, rest) = batch.split_at(if may_go { maps.apply_batch(batch) } else { 0 });
+        for write in made {
+            have.apply(write);
+            delta.confirm(write);
         }
-        match maps.apply(write) {
-            Ok(()) => {
-                have.apply(write);
-                delta.confirm(write);
-            }
-            Err(error) => {
+        for write in rest {
+            if blocked.forbids(write) {
                 blocked.note(write, have);
-                match &mut failed {
-                    Some(failed) => failed.count += 1,
-                    None => failed = Some(Failed { first: error, count: 1 }),
+                continue;
+            }
+            match maps.apply(write) {
+                Ok(()) => {
+                    have.apply(write);
+                    delta.confirm(write);
+                }
+                Err(error) => {
+                    blocked.note(write, have);
+                    match &mut failed {
+                        Some(failed) => failed.count += 1,
+                        None => failed = Some(Failed { first: error, count: 1 }),
+                    }
                 }
             }
         }

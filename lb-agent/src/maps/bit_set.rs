@@ -1,8 +1,8 @@
 //! `PORTS`, `TARGET_PORTS` and `VIP_HASHES`, written along with what their bits stand for (`lb_common::bit_set`).
 
-use std::path::Path;
+use std::{fmt::Display, path::Path};
 
-use aya::maps::{Array, MapData, MapError as AyaError};
+use aya::maps::{Array, MapData};
 use lb_common::{bit_set, limits::BIT_SET_WORDS};
 
 use super::{MapError, bpf::Table};
@@ -40,12 +40,11 @@ impl BitSet {
     }
 
     fn read(&mut self) -> Result<(), MapError> {
-        let words = (0..BIT_SET_WORDS).map(|index| self.map.map.get(&index, 0));
-        self.words = words.collect::<Result<_, _>>().map_err(|error| failed(self.name, &error))?;
+        self.words = self.map.read(0, BIT_SET_WORDS).map_err(|error| failed(self.name, &error))?;
         Ok(())
     }
 }
 
-fn failed(name: &str, error: &AyaError) -> MapError {
+fn failed(name: &str, error: &dyn Display) -> MapError {
     MapError::Write { write: format!("map {name}"), reason: error.to_string() }
 }

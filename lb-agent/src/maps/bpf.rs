@@ -1,6 +1,12 @@
 //! The real maps, opened by their pins.
 
-use std::{collections::BTreeMap, fmt::Display, io, path::Path};
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io,
+    os::fd::{AsFd as _, OwnedFd},
+    path::Path,
+};
 
 use aya::{
     Pod,
@@ -18,8 +24,11 @@ use lb_common::{
     vip::{self, VipKey, VipValue},
 };
 
-use crate::maps::{
-    Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, bit_set::BitSet, family_map_name,
+use crate::{
+    datapath::bpf,
+    maps::{
+        Capacity, FamilyState, FamilyWrite, MapError, MapState, Maps, Write, bit_set::BitSet, family_map_name,
+    },
 };
 
 /// [`Maps`] in the kernel.
@@ -37,6 +46,8 @@ pub struct BpfMaps {
 /// A map with its size.
 pub(super) struct Table<M> {
     pub(super) map: M,
+    /// For what aya does not offer.
+    fd: OwnedFd,
     entries_max: u32,
 }
 
@@ -72,30 +83,33 @@ impl BpfMaps {
     fn dump_slots(&self, state: &MapState) -> Result<BTreeMap<u32, BackendId>, MapError> {
         let mut slots = BTreeMap::new();
         for run in state.runs() {
-            for index in run.base..run.base.saturating_add(run.count).min(self.slots.entries_max) {
-                let backend =
-                    self.slots.map.get(&index, 0).map_err(|error| read_error(maps::SLOTS, error))?;
-                slots.insert(index, BackendId(backend));
-            }
+            let backends = self.slots.read::<u32>(run.base, run.count);
+            let backends = backends.map_err(|error| read_error(maps::SLOTS, error))?;
+            slots.extend((run.base..).zip(backends.into_iter().map(BackendId)));
         }
         slots.retain(|_, backend| *backend != BackendId::NONE);
         Ok(slots)
     }
 
     fn dump_generations(&self) -> Result<BTreeMap<ServicePortId, u32>, MapError> {
-        let all = (0u32..).zip(self.generations.map.iter());
-        let all = all.map(|(id, generation)| {
-            generation
-                .map(|generation| (ServicePortId(id), generation))
-                .map_err(|error| read_error(maps::GENERATIONS, error))
-        });
-        all.filter(|entry| !matches!(entry, Ok((_, 0)))).collect()
+        let all = self.generations.read::<u32>(0, self.generations.entries_max);
+        let all = all.map_err(|error| read_error(maps::GENERATIONS, error))?;
+        let all = (0..).map(ServicePortId).zip(all);
+        Ok(all.filter(|(_, generation)| *generation != 0).collect())
     }
 }
 
 impl BpfMaps {
     /// Sets the bit that `write` needs.
-    fn add_bits<F: Family>(&mut self, write: &FamilyWrite<F>) -> Result<(), MapError> {
+    fn mark(&mut self, write: &Write) -> Result<(), MapError> {
+        match write {
+            Write::V4(write) => self.mark_family(write),
+            Write::V6(write) => self.mark_family(write),
+            _ => Ok(()),
+        }
+    }
+
+    fn mark_family<F: Family>(&mut self, write: &FamilyWrite<F>) -> Result<(), MapError> {
         match write {
             FamilyWrite::Frontend(key, Some(_)) => self.ports.add(key.port.get()),
             FamilyWrite::Backend(_, Some(backend)) => self.target_ports.add(backend.port.get()),
@@ -121,11 +135,7 @@ impl BpfMaps {
 
 impl Maps for BpfMaps {
     fn apply(&mut self, write: &Write) -> Result<(), MapError> {
-        match *write {
-            Write::V4(write) => self.add_bits(&write)?,
-            Write::V6(write) => self.add_bits(&write)?,
-            _ => {}
-        }
+        self.mark(write)?;
         match *write {
             Write::V4(family_write) => self.v4.apply(family_write, write),
             Write::V6(family_write) => self.v6.apply(family_write, write),
@@ -138,12 +148,42 @@ impl Maps for BpfMaps {
         }
     }
 
+    fn apply_batch(&mut self, writes: &[Write]) -> usize {
+        if writes.iter().any(|write| self.mark(write).is_err()) {
+            return 0;
+        }
+        match writes.first() {
+            Some(Write::V4(_)) => self.v4.apply_batch(writes.iter().map_while(|write| match write {
+                Write::V4(write) => Some(*write),
+                _ => None,
+            })),
+            Some(Write::V6(_)) => self.v6.apply_batch(writes.iter().map_while(|write| match write {
+                Write::V6(write) => Some(*write),
+                _ => None,
+            })),
+            Some(Write::Member(..)) => self.members.put(writes.iter().map_while(|write| match *write {
+                Write::Member(key, value) => Some((key, value?)),
+                _ => None,
+            })),
+            Some(Write::Slot(..)) => self.slots.put(writes.iter().map_while(|write| match *write {
+                Write::Slot(index, backend) => Some((index, backend)),
+                _ => None,
+            })),
+            Some(Write::Generation(..)) => {
+                self.generations.put(writes.iter().map_while(|write| match *write {
+                    Write::Generation(id, generation) => Some((id, generation)),
+                    _ => None,
+                }))
+            }
+            None => 0,
+        }
+    }
+
     fn dump(&mut self) -> Result<MapState, MapError> {
-        let members = self.members.map.iter().collect::<Result<_, _>>();
         let mut state = MapState {
             v4: self.v4.dump()?,
             v6: self.v6.dump()?,
-            members: members.map_err(|error| read_error(maps::MEMBERS, error))?,
+            members: self.members.entries().map_err(|error| read_error(maps::MEMBERS, error))?,
             slots: BTreeMap::new(),
             generations: self.dump_generations()?,
         };
@@ -164,10 +204,10 @@ impl Maps for BpfMaps {
 impl<F: Family> FamilyMaps<F>
 where
     SourceRangeData<F>: Pod,
-    FrontendKey<F>: Pod,
-    BackendValue<F>: Pod,
+    FrontendKey<F>: Pod + bytemuck::Pod,
+    BackendValue<F>: Pod + bytemuck::Pod,
     CidrValue<F>: Pod,
-    VipKey<F>: Pod,
+    VipKey<F>: Pod + bytemuck::Pod,
     F::Addr: Pod,
 {
     fn open(pin_dir: &Path) -> Result<Self, MapError> {
@@ -211,8 +251,46 @@ where
         }
     }
 
+    /// [`Maps::apply_batch`].
+    fn apply_batch(&self, writes: impl Iterator<Item = FamilyWrite<F>> + Clone) -> usize {
+        match writes.clone().next() {
+            Some(FamilyWrite::Frontend(..)) => self.frontends.put(writes.map_while(|write| match write {
+                FamilyWrite::Frontend(key, value) => Some((key, value?)),
+                _ => None,
+            })),
+            Some(FamilyWrite::Backend(..)) => self.backends.put(writes.map_while(|write| match write {
+                FamilyWrite::Backend(id, value) => Some((id, value?)),
+                _ => None,
+            })),
+            Some(FamilyWrite::SourceRange(..)) => {
+                self.source_ranges.put(writes.map_while(|write| match write {
+                    FamilyWrite::SourceRange(key, value) => Some((range_key(key), value?)),
+                    _ => None,
+                }))
+            }
+            Some(FamilyWrite::ServiceCidr(..)) => {
+                self.service_cidrs.put(writes.map_while(|write| match write {
+                    FamilyWrite::ServiceCidr(index, value) => Some((index, value?)),
+                    _ => None,
+                }))
+            }
+            Some(FamilyWrite::Vip(..)) => self.vips.put(writes.map_while(|write| match write {
+                FamilyWrite::Vip(key, value) => Some((key, value?)),
+                _ => None,
+            })),
+            Some(FamilyWrite::Peer(..)) => self.peers.put(writes.map_while(|write| match write {
+                FamilyWrite::Peer(key, value) => Some((Key::new(key.prefix_len, key.addr), value?)),
+                _ => None,
+            })),
+            None => 0,
+        }
+    }
+
     fn dump(&self) -> Result<FamilyState<F>, MapError> {
-        let failed = |base| move |error| read_error(&family_map_name::<F>(base), error);
+        fn failed<F: Family, E: Display>(base: &str) -> impl Fn(E) -> MapError {
+            let map = family_map_name::<F>(base);
+            move |error| read_error(&map, error)
+        }
         let ranges = self
             .source_ranges
             .map
@@ -225,17 +303,12 @@ where
         let cidrs = cidrs.map(|(index, cidr)| cidr.map(|cidr| (index, cidr)));
         let used = cidrs.filter(|entry| !matches!(entry, Ok((_, cidr)) if cidr.used == 0));
         Ok(FamilyState {
-            frontends: self
-                .frontends
-                .map
-                .iter()
-                .collect::<Result<_, _>>()
-                .map_err(failed(maps::FRONTENDS))?,
-            backends: self.backends.map.iter().collect::<Result<_, _>>().map_err(failed(maps::BACKENDS))?,
-            source_ranges: ranges.collect::<Result<_, _>>().map_err(failed(maps::SOURCE_RANGES))?,
-            service_cidrs: used.collect::<Result<_, _>>().map_err(failed(maps::SERVICE_CIDRS))?,
-            vips: self.vips.map.iter().collect::<Result<_, _>>().map_err(failed(maps::VIPS))?,
-            peers: peers.collect::<Result<_, _>>().map_err(failed(maps::PEERS))?,
+            frontends: self.frontends.entries().map_err(failed::<F, _>(maps::FRONTENDS))?,
+            backends: self.backends.entries().map_err(failed::<F, _>(maps::BACKENDS))?,
+            source_ranges: ranges.collect::<Result<_, _>>().map_err(failed::<F, _>(maps::SOURCE_RANGES))?,
+            service_cidrs: used.collect::<Result<_, _>>().map_err(failed::<F, _>(maps::SERVICE_CIDRS))?,
+            vips: self.vips.entries().map_err(failed::<F, _>(maps::VIPS))?,
+            peers: peers.collect::<Result<_, _>>().map_err(failed::<F, _>(maps::PEERS))?,
         })
     }
 }
@@ -260,7 +333,8 @@ impl<M: TryFrom<Map, Error = AyaError>> Table<M> {
         let open = || -> Result<Self, AyaError> {
             let data = MapData::from_pin(&path)?;
             let entries_max = data.info()?.max_entries();
-            Ok(Self { map: M::try_from(Map::from_map_data(data)?)?, entries_max })
+            let fd = data.fd().as_fd().try_clone_to_owned()?;
+            Ok(Self { map: M::try_from(Map::from_map_data(data)?)?, fd, entries_max })
         };
         open().map_err(|error| MapError::Open {
             map: map.to_owned(),
@@ -270,7 +344,29 @@ impl<M: TryFrom<Map, Error = AyaError>> Table<M> {
     }
 }
 
+impl<K: bytemuck::Pod + Ord, V: bytemuck::Pod> Table<HashMap<MapData, K, V>> {
+    /// Everything in it.
+    fn entries(&self) -> io::Result<BTreeMap<K, V>> {
+        let mut entries = Vec::new();
+        bpf::walk(self.fd.as_fd(), |keys: &[K], values: &[V]| {
+            entries.extend(keys.iter().copied().zip(values.iter().copied()));
+        })?;
+        Ok(entries.into_iter().collect())
+    }
+}
+
 impl<M> Table<M> {
+    /// Values of an array from index `first` on; fewer than `count` if it ends.
+    pub(super) fn read<V: bytemuck::Pod>(&self, first: u32, count: u32) -> io::Result<Vec<V>> {
+        bpf::read_array(self.fd.as_fd(), first, count)
+    }
+
+    /// Writes entries in order, and returns how many.
+    fn put<K: Pod, V: Pod>(&self, entries: impl Iterator<Item = (K, V)>) -> usize {
+        let (keys, values): (Vec<K>, Vec<V>) = entries.unzip();
+        bpf::update_batch(self.fd.as_fd(), &keys, &values)
+    }
+
     /// Makes a write and words its error. A deletion of what is not there is done already.
     fn check(
         &mut self,

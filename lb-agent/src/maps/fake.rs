@@ -100,6 +100,10 @@ impl Maps for FakeMaps {
         Ok(())
     }
 
+    fn apply_batch(&mut self, writes: &[Write]) -> usize {
+        writes.iter().take_while(|write| self.apply(write).is_ok()).count()
+    }
+
     fn dump(&mut self) -> Result<MapState, MapError> {
         let mut state = self.state.clone();
         state.slots.retain(|_, backend| *backend != BackendId::NONE);

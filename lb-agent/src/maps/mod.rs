@@ -192,6 +192,10 @@ pub trait Maps {
     /// Makes one write, atomically for the datapath.
     fn apply(&mut self, write: &Write) -> Result<(), MapError>;
 
+    /// Makes writes of which each [`puts_beside`](Write::puts_beside) the one before, in order, and returns how many
+    /// were made. Why not the next one, [`apply`](Self::apply) says.
+    fn apply_batch(&mut self, writes: &[Write]) -> usize;
+
     /// Reads everything back.
     fn dump(&mut self) -> Result<MapState, MapError>;
 
@@ -272,6 +276,17 @@ fn set<K: Ord, V>(map: &mut BTreeMap<K, V>, key: K, value: Option<V>) {
 }
 
 impl Write {
+    /// Whether both put an entry into the same map.
+    pub fn puts_beside(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::V4(one), Self::V4(other)) => one.puts_beside(other),
+            (Self::V6(one), Self::V6(other)) => one.puts_beside(other),
+            (Self::Member(_, one), Self::Member(_, other)) => one.is_some() && other.is_some(),
+            (Self::Slot(..), Self::Slot(..)) | (Self::Generation(..), Self::Generation(..)) => true,
+            _ => false,
+        }
+    }
+
     /// Whole name of the map it goes to.
     pub fn map(&self) -> String {
         match self {
@@ -294,6 +309,22 @@ impl Write {
 }
 
 impl<F: Family> FamilyWrite<F> {
+    fn puts_beside(&self, other: &Self) -> bool {
+        let is_same_map = std::mem::discriminant(self) == std::mem::discriminant(other);
+        is_same_map && self.is_put() && other.is_put()
+    }
+
+    fn is_put(&self) -> bool {
+        match self {
+            Self::Frontend(_, value) => value.is_some(),
+            Self::Backend(_, value) => value.is_some(),
+            Self::SourceRange(_, value) => value.is_some(),
+            Self::ServiceCidr(_, value) => value.is_some(),
+            Self::Vip(_, value) => value.is_some(),
+            Self::Peer(_, value) => value.is_some(),
+        }
+    }
+
     fn map_base(&self) -> &'static str {
         match self {
             Self::Frontend(..) => maps::FRONTENDS,

@@ -1,7 +1,7 @@
 //! What Prometheus is told: kube-proxy's metrics under its names (`kubeproxy_…`, spec 6d), the process's (`process_…`)
 //! and our own (`lb_…`). docs/metrics.md lists each; a test compares it with what is exposed.
 //!
-//! Counters of the agent live in [`control_plane`], [`answers`] and [`collection`] and are counted where things happen.
+//! Counters of the agent live in [`control_plane`], [`answers`], [`collection`] and [`host_flows`] and are counted where things happen.
 //! Everything else is read when asked for: [`snapshot`] by the reconcile loop, [`traffic`] and [`node`] from the maps
 //! and the attachments, [`process`] from /proc. [`server`] puts them together.
 //!
@@ -10,6 +10,7 @@
 
 pub mod answers;
 pub mod collection;
+pub mod host_flows;
 pub mod control_plane;
 pub mod node;
 pub mod process;

@@ -18,8 +18,8 @@ use prometheus_client::{
 use tokio::{sync::Mutex, task::spawn_blocking};
 
 use super::{
-    answers::AnswerMetrics, collection::CollectionMetrics, control_plane::ControlPlaneMetrics, node::Node,
-    process::Process, snapshot::ControlSnapshot, traffic::Traffic,
+    answers::AnswerMetrics, collection::CollectionMetrics, control_plane::ControlPlaneMetrics,
+    host_flows::HostFlowsMetrics, node::Node, process::Process, snapshot::ControlSnapshot, traffic::Traffic,
 };
 use crate::{admin::Admin, health::node_ports::NodePortMetrics, reconcile::run::Query};
 
@@ -37,6 +37,8 @@ pub struct Metrics {
     pub answers: AnswerMetrics,
     /// Of dead connections.
     pub collection: CollectionMetrics,
+    /// Of readings of the host's conntrack.
+    pub host_flows: HostFlowsMetrics,
     /// Of health check node ports.
     pub node_ports: NodePortMetrics,
     /// Parts of a scrape that could not be read.
@@ -63,6 +65,7 @@ impl Metrics {
         self.control_plane.register(&mut registry);
         self.answers.register(&mut registry);
         self.collection.register(&mut registry);
+        self.host_flows.register(&mut registry);
         self.node_ports.register(&mut registry);
         let help = "Parts of a scrape that could not be read and are missing from it";
         registry.register("lb_scrape_failures", help, self.scrape_failures.clone());

@@ -31,11 +31,12 @@ impl HealthCheck {
     /// The health check that a Service wants.
     pub fn of(model: &Model, name: &ServiceName) -> Option<Self> {
         let service = model.service(name)?;
+        let port = service.health_check_node_port?;
         let local = PerFamily {
             v4: local_addresses::<V4>(model, name, service),
             v6: local_addresses::<V6>(model, name, service),
         };
-        Some(Self { port: service.health_check_node_port?, uid: service.uid.clone(), local })
+        Some(Self { port, uid: service.uid.clone(), local })
     }
 
     /// This one while the maps still carry `former`: it may fall at once, because a backend that is gone must not be

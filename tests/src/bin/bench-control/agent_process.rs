@@ -55,6 +55,8 @@ pub(crate) struct Case {
 struct Samples {
     /// From the start of the process to the last frontend, ms.
     first_sync: Vec<f64>,
+    /// From the start of the process until it is ready: programs attached, ms.
+    ready: Vec<f64>,
     /// The same from the first file, by the agent's log, ms.
     from_first_file: Vec<f64>,
     /// From a change to its frontend, ms.
@@ -86,7 +88,9 @@ pub(crate) fn measure(case: Case) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
     for run in 0..case.runs {
         let mut node = Node::new(case)?;
-        samples.first_sync.push(node.first_sync(case.scale)?);
+        let [first_sync, ready] = node.first_sync(case.scale)?;
+        samples.first_sync.push(first_sync);
+        samples.ready.push(ready);
         if matches!(case.feed, Feed::Files { .. }) {
             samples.from_first_file.push(node.logged_ms()?);
         }
@@ -105,13 +109,15 @@ fn rows(case: Case, samples: Samples) -> Vec<Row> {
     let Case { scale, feed, .. } = case;
     let figures = [
         ("first sync from process start", "ms", samples.first_sync, 2000.0),
+        ("ready from process start", "ms", samples.ready, f64::INFINITY),
         ("first sync from the first file", "ms", samples.from_first_file, 2000.0),
         ("one endpoint changes", "ms", samples.change, 10.0),
         ("peak memory", "MiB", samples.memory, 150.0),
     ];
     let measured = figures.into_iter().filter(|(_, _, samples, _)| !samples.is_empty());
-    let to_row = |(what, unit, samples, limit)| {
-        let target = if case.has_targets { Target::AtMost(limit) } else { Target::NotSet };
+    let to_row = |(what, unit, samples, limit): (_, _, _, f64)| {
+        let has_target = case.has_targets && limit.is_finite();
+        let target = if has_target { Target::AtMost(limit) } else { Target::NotSet };
         row(format!("{what}, {scale}, {}", feed.name(scale)), unit, samples, target)
     };
     measured.map(to_row).collect()
@@ -137,8 +143,8 @@ impl Node {
     }
 
     /// Starts the agent and waits until the frontend of the last service, and then all of them, are in the map;
-    /// frontends are written last.
-    fn first_sync(&mut self, scale: Scale) -> Result<f64> {
+    /// frontends are written last; then until it is ready. Both in milliseconds.
+    fn first_sync(&mut self, scale: Scale) -> Result<[f64; 2]> {
         let started = Instant::now();
         self.agent.start()?;
         let last = frontend_key(scale.services - 1);
@@ -150,11 +156,12 @@ impl Node {
             ensure!(started.elapsed() < PATIENCE, "no first sync: {}", self.agent.log_tail());
             thread::sleep(Duration::from_millis(1));
         }
-        let spent = milliseconds(started);
+        let synced = milliseconds(started);
+        self.agent.wait_until_ready()?;
+        let ready = milliseconds(started);
         let members: HashMap<MapData, MemberKey, MemberValue> = self.map("MEMBERS")?;
         ensure!(members.keys().count() == scale.services * scale.endpoints, "members are missing");
-        self.agent.wait_until_ready()?;
-        Ok(spent)
+        Ok([synced, ready])
     }
 
     /// From "reading manifests" to the first "synced".

@@ -25,6 +25,9 @@ struct Arguments {
     /// Only see that everything works: few Services, no targets
     #[arg(long)]
     quick: bool,
+    /// Only the cases in whose names this stands (`10000 files`, `API server`, `alone`)
+    #[arg(long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    only: String,
     #[command(flatten)]
     output: Output,
 }
@@ -36,18 +39,24 @@ const LARGE: Scale = Scale { services: 50_000, endpoints: 5 };
 const TINY: Scale = Scale { services: 20, endpoints: 3 };
 
 fn main() -> Result<()> {
-    let Arguments { quick, output } = Arguments::parse();
+    let Arguments { quick, only, output } = Arguments::parse();
     let mut rows = Vec::new();
     for case in if quick { quick_cases() } else { cases() } {
-        eprintln!("{}, {}", case.scale, case.feed.name(case.scale));
-        rows.extend(agent_process::measure(case)?);
+        let name = format!("{}, {}", case.scale, case.feed.name(case.scale));
+        if name.contains(&only) {
+            eprintln!("{name}");
+            rows.extend(agent_process::measure(case)?);
+        }
     }
-    if quick {
-        rows.extend(in_process::measure(TINY, false)?);
-        rows.push(table::measure(3, Target::NotSet)?);
-    } else {
-        rows.extend(in_process::measure(MIDDLE, true)?);
-        rows.push(table::measure(1000, Target::AtMost(5.0))?);
+    if "control plane alone".contains(&only) {
+        rows.extend(in_process::measure(if quick { TINY } else { MIDDLE }, !quick)?);
+    }
+    if "Maglev table".contains(&only) {
+        rows.push(if quick {
+            table::measure(3, Target::NotSet)
+        } else {
+            table::measure(1000, Target::AtMost(5.0))
+        }?);
     }
     output.publish(&rows)
 }
