@@ -735,15 +735,9 @@ fn flags<F: Balanced, P: Packet>(
     hook: Hook,
     way: &mut Way<F>,
 ) -> Result<ConnectionFlags, DropReason> {
-    let mut forwarded = ConnectionFlags::SNAT;
     let by_stack = match source {
         _ if hook == Hook::UplinkEgress => false,
-        Source::Kept if is_hairpin(to) => false,
-        Source::Kept if forwards_pods() && hook == Hook::WorkloadIngress => {
-            forwarded = ConnectionFlags::FORWARDED;
-            false
-        }
-        Source::Kept => true,
+        Source::Kept => !is_hairpin(to) && !(forwards_pods() && hook == Hook::WorkloadIngress),
         Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
         Source::KeptThere | Source::Replaced => false,
     };
@@ -756,6 +750,7 @@ fn flags<F: Balanced, P: Packet>(
         _ if hook == Hook::UplinkEgress => ConnectionFlags::HOST,
         Source::KeptThere => ConnectionFlags::TUNNEL,
         Source::KeptHere if way.leads_to_workload() => ConnectionFlags(0),
-        _ => forwarded,
+        Source::Kept if forwards_pods() && !is_hairpin(to) => ConnectionFlags::FORWARDED,
+        _ => ConnectionFlags::SNAT,
     })
 }

@@ -86,7 +86,9 @@ fn every_way_to_a_service_serves_and_is_measured() {
 fn both_sources_of_objects_are_measured() {
     let mut cases = Vec::new();
     let scale = "20 services, 60 endpoints";
-    for what in ["first sync from process start", "one endpoint changes", "peak memory"] {
+    let of_processes =
+        ["first sync from process start", "ready from process start", "one endpoint changes", "peak memory"];
+    for what in of_processes {
         cases.extend(["3 files", "API server"].map(|feed| format!("{what}, {scale}, {feed}")));
     }
     cases.push(format!("first sync from the first file, {scale}, 3 files"));

@@ -25,7 +25,7 @@ const SERVICES: [u32; 4] = [1, 1_000, 10_000, 100_000];
 const SERVICE_PORTS: u32 = 131_072;
 /// Backends of a service under measurement: each has SNAT ports of its own, so that new flows find a free one.
 const BACKENDS: u16 = 64;
-/// Room for the services of [`serve_directly`], and their node's index among [`Nodes`].
+/// Room for the services of [`serve_directly`], and their node's index among [`Nodes`]. It records no connections.
 const STATELESS_PORTS: u32 = 16;
 const STATELESS: usize = SERVICES.len();
 /// Index among [`Nodes`] of the one that is flooded by one new flow a second.
@@ -317,6 +317,12 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
             direct("one flow", Vary::One, SENT_ON_OR_PROBED, Target::NotSet),
             direct("64k random flows", Vary::Random, SENT_ON_OR_PROBED, target::<F>(xdp, 120.0)),
         ]);
+    } else {
+        // No connection was ever recorded there.
+        let between_pods = Packet::tcp((F::POD, 40_000), (F::REMOTE_POD, 8080), ACK);
+        let by_socket =
+            case("not ours, pods served by socket", &between_pods, Vary::One, LEFT, Target::NotSet);
+        cases.push(Case { services: STATELESS, ..by_socket });
     }
     cases.extend([
         case("TCP established, DNAT + SNAT, one flow", &data, Vary::One, SENT_ON, one),
