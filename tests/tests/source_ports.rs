@@ -38,7 +38,13 @@ const UDP_PORT: u16 = 5353;
 
 /// A cluster without socket hooks in which node-a serves both pairs of Services for whoever is outside.
 fn scene() -> Result<Scene> {
-    let scene = Scene::prepared(|agent| agent.set_extra_args(&["--socket-lb", "false"]))?;
+    scene_with("1024-29999")
+}
+
+/// The same with other SNAT ports.
+fn scene_with(snat_ports: &str) -> Result<Scene> {
+    let arguments = ["--socket-lb", "false", "--snat-ports", snat_ports];
+    let scene = Scene::prepared(|agent| agent.set_extra_args(&arguments))?;
     for (numbers, pod) in [(LOCAL, "a1"), (REMOTE, "b1")] {
         for number in numbers {
             let name = format!("s{number}");
@@ -118,8 +124,8 @@ fn masquerading_by_netfilter_goes_on_beside_ours() -> Result<()> {
 fn netfilter_may_masquerade_from_our_range_if_its_flows_are_older() -> Result<()> {
     const CONNECTIONS: usize = 40;
     const PORTS: &str = "20000-20199";
-    let mut scene = scene()?;
-    // Another range: what the scene has asked so far has ports of the former one.
+    // Another range: a connection of ours that is older would get the answers of a flow that netfilter puts on its port.
+    let mut scene = scene_with("1024-19999")?;
     let agent = scene.cluster.agent("node-a")?;
     agent.stop()?;
     let args = ["--socket-lb", "false", "--snat-ports", PORTS, "--host-conntrack-interval", "500ms"];

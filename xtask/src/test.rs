@@ -146,9 +146,17 @@ fn other_files() -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// How many tests of a file run at a time. One more than there are CPUs: they wait a good part of their time, for agents, answers
+/// and namespaces.
+const THREADS: &str = "RUST_TEST_THREADS";
+
 /// Runs one `cargo test`, shows its output and adds up its results.
 fn cargo_test(args: &[String], tally: &mut Tally) -> Result<()> {
     let mut test = command("cargo", &["test", "--workspace", "--no-fail-fast"]);
+    if std::env::var_os(THREADS).is_none() {
+        let cpus = std::thread::available_parallelism().map_or(1, |cpus| cpus.get());
+        test.env(THREADS, (cpus + 1).to_string());
+    }
     let ran = tallied(test.args(args), tally)?;
     ensure!(ran || args == ["--doc"], "{} ran no test", line(&test));
     Ok(())
