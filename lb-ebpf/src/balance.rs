@@ -726,8 +726,8 @@ fn is_hairpin<F: Balanced>(to: &Tuple<F>) -> bool {
 /// How a connection's packets travel to `chosen`, and if not by the stack, the way.
 ///
 /// The program sends on what gets a node address (SNAT), what goes in a tunnel, what the node's own processes sent
-/// (HOST), and if it was told to what pods dial (FORWARDED). A backend that is the node itself sees the client whatever was asked for: the stack takes no packet from its
-/// own address (spec 4.27).
+/// (HOST), and if it was told to what pods dial (FORWARDED). A backend that is the node itself sees the client whatever
+/// was asked for: the stack takes no packet from its own address (spec 4.27).
 #[inline(always)]
 fn flags<F: Balanced, P: Packet>(
     packet: &P,
@@ -737,7 +737,7 @@ fn flags<F: Balanced, P: Packet>(
 ) -> Result<ConnectionFlags, DropReason> {
     let by_stack = match source {
         _ if hook == Hook::UplinkEgress => false,
-        Source::Kept => !is_hairpin(to) && !(forwards_pods() && hook == Hook::WorkloadIngress),
+        Source::Kept => !(is_hairpin(to) || forwards_pods() && hook == Hook::WorkloadIngress),
         Source::KeptHere => chosen.value.flags.has(BackendFlags::LOCAL),
         Source::KeptThere | Source::Replaced => false,
     };

@@ -277,6 +277,29 @@ fn target<F: Family>(xdp: bool, limit: f64) -> Target {
     if xdp && F::BITS == 32 { Target::AtMost(limit) } else { Target::NotSet }
 }
 
+/// Makes a case of its name, packet, variation, expected codes and target.
+type Make<'a> = &'a dyn Fn(&str, &Packet, Vary, &'static [u32], Target) -> Case;
+
+/// What is measured at one kind of hook only, with a SYN and a data packet.
+fn of_one_hook<F: Places>(case: Make<'_>, xdp: bool, [syn, data]: [&Packet; 2]) -> Vec<Case> {
+    if !xdp {
+        let between_pods = Packet::tcp((F::POD, 40_000), (F::REMOTE_POD, 8080), ACK);
+        let case = case("not ours, pods served by socket", &between_pods, Vary::One, LEFT, Target::NotSet);
+        // No connection was ever recorded there.
+        return vec![Case { services: STATELESS, ..case }];
+    }
+    let direct = |name: &str, vary, target| Case {
+        services: STATELESS,
+        ..case(&format!("TCP, DSR, stateless Maglev, {name}"), data, vary, SENT_ON_OR_PROBED, target)
+    };
+    let flooded = case("TCP, new flow in a flood", syn, Vary::Each, SENT_ON, Target::NotSet);
+    vec![
+        Case { services: FLOODED, ..flooded },
+        direct("one flow", Vary::One, Target::NotSet),
+        direct("64k random flows", Vary::Random, target::<F>(xdp, 120.0)),
+    ]
+}
+
 fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>, xdp: bool) -> Result<()> {
     let where_ = format!("{}, IPv{}", if xdp { "XDP" } else { "tc" }, F::DIGIT);
     let program = || if xdp { Program::Xdp } else { Program::Tc("tc_uplink_ingress") };
@@ -303,27 +326,7 @@ fn family<F: Places>(nodes: &mut Nodes, bench: &mut Bench, cases: &mut Vec<Case>
         bench.open_flows(&case("open flows", opening, Vary::Each, SENT_ON, Target::NotSet), nodes, FLOWS)?;
     }
     let (one, many) = (target::<F>(xdp, 80.0), target::<F>(xdp, 350.0));
-    let direct = |name: &str, vary, codes, target| Case {
-        services: STATELESS,
-        ..case(&format!("TCP, DSR, stateless Maglev, {name}"), &data, vary, codes, target)
-    };
-    let flooded = Case {
-        services: FLOODED,
-        ..case("TCP, new flow in a flood", &syn, Vary::Each, SENT_ON, Target::NotSet)
-    };
-    if xdp {
-        cases.extend([
-            flooded,
-            direct("one flow", Vary::One, SENT_ON_OR_PROBED, Target::NotSet),
-            direct("64k random flows", Vary::Random, SENT_ON_OR_PROBED, target::<F>(xdp, 120.0)),
-        ]);
-    } else {
-        // No connection was ever recorded there.
-        let between_pods = Packet::tcp((F::POD, 40_000), (F::REMOTE_POD, 8080), ACK);
-        let by_socket =
-            case("not ours, pods served by socket", &between_pods, Vary::One, LEFT, Target::NotSet);
-        cases.push(Case { services: STATELESS, ..by_socket });
-    }
+    cases.extend(of_one_hook::<F>(&case, xdp, [&syn, &data]));
     cases.extend([
         case("TCP established, DNAT + SNAT, one flow", &data, Vary::One, SENT_ON, one),
         case("TCP established, DNAT + SNAT, 64k random flows", &data, Vary::Random, SENT_ON_OR_PROBED, many),
