@@ -9,6 +9,7 @@ pub mod bench;
 pub mod cgroup;
 pub mod changes;
 pub mod cluster;
+pub mod families;
 pub mod flow_sockets;
 pub mod flow_table;
 pub mod netns;

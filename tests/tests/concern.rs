@@ -12,6 +12,7 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
+    both_families,
     packet::{ACK, Packet, SYN, SYN_ACK},
     prog::{Hook, Node, Places, Ran, Server, Service, UNSPEC},
 };
@@ -140,22 +141,6 @@ macro_rules! cases {
 
 cases!(cases4, V4);
 cases!(cases6, V6);
-
-/// Makes one test per family of each generic function.
-macro_rules! both_families {
-    ($($name:ident)+) => {$(
-        mod $name {
-            #[test]
-            fn ipv4() {
-                super::cases4::$name();
-            }
-            #[test]
-            fn ipv6() {
-                super::cases6::$name();
-            }
-        }
-    )+};
-}
 
 both_families! {
     answers_to_clients_that_keep_their_address

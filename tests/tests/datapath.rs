@@ -22,46 +22,11 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
+    both_families,
     packet::{self, ACK, FIN, Packet, RST, SYN, SYN_ACK, Tcp, Transport, Unreachable},
-    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, through_xdp},
+    prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC},
 };
 use socket2::{Domain, Socket, Type};
-
-/// Makes one test per family of each generic function; of those before the semicolon two: they concern what comes
-/// from the network, which XDP sees before tc where the driver can.
-macro_rules! both_families {
-    ($($xdp:ident)+; $($name:ident)+) => {
-        $(
-            mod $xdp {
-                both_families!(@tests $xdp);
-
-                #[test]
-                fn ipv4_xdp() {
-                    super::through_xdp(super::cases4::$xdp);
-                }
-                #[test]
-                fn ipv6_xdp() {
-                    super::through_xdp(super::cases6::$xdp);
-                }
-            }
-        )+
-        $(
-            mod $name {
-                both_families!(@tests $name);
-            }
-        )+
-    };
-    (@tests $name:ident) => {
-        #[test]
-        fn ipv4() {
-            super::cases4::$name();
-        }
-        #[test]
-        fn ipv6() {
-            super::cases6::$name();
-        }
-    };
-}
 
 const CLIENT_PORT: u16 = 40_000;
 const PORT: u16 = 80;

@@ -16,48 +16,10 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
+    both_families,
     packet::{self, ACK, Icmp, Packet, SYN, SYN_ACK, Tcp},
-    prog::{
-        Hook, LoadOptions, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, XDP_PASS, XDP_TX,
-        through_xdp,
-    },
+    prog::{Hook, LoadOptions, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, XDP_PASS, XDP_TX},
 };
-
-/// Makes one test per family of each generic function; of those before the semicolon two: they concern what XDP wraps,
-/// or leaves to tc.
-macro_rules! both_families {
-    ($($xdp:ident)+; $($name:ident)+) => {
-        $(
-            mod $xdp {
-                both_families!(@tests $xdp);
-
-                #[test]
-                fn ipv4_xdp() {
-                    super::through_xdp(super::cases4::$xdp);
-                }
-                #[test]
-                fn ipv6_xdp() {
-                    super::through_xdp(super::cases6::$xdp);
-                }
-            }
-        )+
-        $(
-            mod $name {
-                both_families!(@tests $name);
-            }
-        )+
-    };
-    (@tests $name:ident) => {
-        #[test]
-        fn ipv4() {
-            super::cases4::$name();
-        }
-        #[test]
-        fn ipv6() {
-            super::cases6::$name();
-        }
-    };
-}
 
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;

@@ -10,6 +10,7 @@ use lb_common::{
     kind::Kind,
 };
 use lb_tests::{
+    both_families,
     packet::{ACK, Packet, SYN, SYN_ACK},
     prog::{Hook, LoadOptions, Node, Places, REDIRECT, Ran, Server, Service, UNSPEC},
 };
@@ -105,22 +106,6 @@ macro_rules! cases {
 
 cases!(cases4, V4);
 cases!(cases6, V6);
-
-/// Makes one test per family of each generic function.
-macro_rules! both_families {
-    ($($name:ident)+) => {$(
-        mod $name {
-            #[test]
-            fn ipv4() {
-                super::cases4::$name();
-            }
-            #[test]
-            fn ipv6() {
-                super::cases6::$name();
-            }
-        }
-    )+};
-}
 
 both_families! {
     both_directions_are_sent_on_and_the_pod_keeps_its_address

@@ -12,25 +12,10 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
+    both_families,
     packet::{self, ACK, Icmp, Packet, RST, SYN, SYN_ACK, Tcp},
     prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC},
 };
-
-/// Makes one test per family of each generic function.
-macro_rules! both_families {
-    ($($name:ident)+) => {$(
-        mod $name {
-            #[test]
-            fn ipv4() {
-                super::cases4::$name();
-            }
-            #[test]
-            fn ipv6() {
-                super::cases6::$name();
-            }
-        }
-    )+};
-}
 
 const CLIENT_PORT: u16 = 40_000;
 const PORT: u16 = 80;

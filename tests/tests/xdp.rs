@@ -12,24 +12,10 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
+    both_families,
     packet::{self, ACK, Packet, SYN},
     prog::{Hook, Node, Places, Ran, Server, Service, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, ip},
 };
-
-macro_rules! both_families {
-    ($($name:ident)+) => {$(
-        mod $name {
-            #[test]
-            fn ipv4() {
-                super::cases4::$name();
-            }
-            #[test]
-            fn ipv6() {
-                super::cases6::$name();
-            }
-        }
-    )+};
-}
 
 /// The link-layer address of a device of this namespace.
 fn mac(device: &str) -> [u8; 6] {
