@@ -14,12 +14,9 @@
 //! bpffs refuses.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
-    os::{
-        fd::AsRawFd as _,
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    },
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
 };
 
@@ -118,23 +115,25 @@ impl Pins {
     pub fn lock(&self) -> Result<Lock, PinsError> {
         let error = |source| PinsError::Io { path: self.dir.clone(), source };
         let dir = File::open(&self.dir).map_err(error)?;
-        // SAFETY: flock takes no pointers; the descriptor is open.
-        if unsafe { libc::flock(dir.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
-            return Ok(Lock { _dir: dir });
-        }
-        match io::Error::last_os_error() {
-            source if source.kind() == io::ErrorKind::WouldBlock => {
-                Err(PinsError::InUse { path: self.dir.clone() })
-            }
-            source => Err(error(source)),
+        match dir.try_lock() {
+            Ok(()) => Ok(Lock(dir)),
+            Err(TryLockError::WouldBlock) => Err(PinsError::InUse { path: self.dir.clone() }),
+            Err(TryLockError::Error(source)) => Err(error(source)),
         }
     }
 }
 
 /// A claim on a pin directory.
 #[derive(Debug)]
-pub struct Lock {
-    _dir: File,
+pub struct Lock(File);
+
+impl Drop for Lock {
+    /// Closing alone would not do: a child that is between fork and exec still has the descriptor, and so the lock.
+    fn drop(&mut self) {
+        if let Err(error) = self.0.unlock() {
+            tracing::warn!(%error, "the pin directory stays locked until its last descriptor is closed");
+        }
+    }
 }
 
 /// The longest part of `path` that exists.
