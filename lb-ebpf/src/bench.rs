@@ -176,6 +176,25 @@ pub fn floor_return_tc(_context: TcContext) -> i32 {
 /// Forwards without translating: a FIB lookup, and a redirect.
 #[classifier]
 pub fn floor_forward_tc(context: TcContext) -> i32 {
+    forwarded(&context)
+}
+
+/// The same, and records both directions of a flow that it does not know.
+#[classifier]
+pub fn floor_record_tc(context: TcContext) -> i32 {
+    let Some(key @ [addresses, ports]) = tuple(context.data(), context.data_end()) else { return -1 };
+    // SAFETY: only asked whether it exists.
+    if unsafe { FLOOR_LRU.get(key) }.is_none() {
+        let _ = FLOOR_LRU.insert(key, [0u64; 4], 0);
+        let reply_ports = ((ports >> 32) as u32).rotate_left(16);
+        let reply = [addresses.rotate_left(32), u64::from(reply_ports) << 32 | ports & 0xffff_ffff];
+        let _ = FLOOR_LRU.insert(reply, [0u64; 4], 0);
+    }
+    forwarded(&context)
+}
+
+#[inline(always)]
+fn forwarded(context: &TcContext) -> i32 {
     const IPV4: u32 = (0x0800_u16).to_be() as u32;
     // SAFETY: the context is valid for the whole run of the program.
     if unsafe { (*context.skb.skb).protocol } != IPV4 {
@@ -204,16 +223,31 @@ pub fn floor_connect4(_context: SockAddrContext) -> i32 {
     1
 }
 
+/// Looks up what is dialled, and records it for the socket: a new key in an LRU map.
+#[cgroup_sock_addr(connect4)]
+pub fn floor_record_connect4(context: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    let (addr, port, cookie) = unsafe {
+        let fields = &*context.sock_addr;
+        (fields.user_ip4, fields.user_port, helpers::bpf_get_socket_cookie(context.as_ptr()))
+    };
+    let dialled = u64::from(addr) << 32 | u64::from(port);
+    // SAFETY: the value is read at once.
+    if unsafe { FLOOR_HASH.get([dialled, 0]) }.is_none() {
+        let _ = FLOOR_LRU.insert([cookie, dialled], [0u64; 4], 0);
+    }
+    1
+}
+
 /// Nothing, at a hook of `recvmsg()`.
 #[cgroup_sock_addr(recvmsg4)]
 pub fn floor_recvmsg4(_context: SockAddrContext) -> i32 {
     1
 }
 
-/// Reads what a 5-tuple needs: Ethernet, IPv4, ports.
+/// Reads what a 5-tuple needs from the packet between `data` and `end`: Ethernet, IPv4, ports.
 #[inline(always)]
-fn tuple(context: &XdpContext) -> Option<[u64; 2]> {
-    let (data, end) = (context.data(), context.data_end());
+fn tuple(data: usize, end: usize) -> Option<[u64; 2]> {
     if data + PACKET4_LEN > end {
         return None;
     }
@@ -237,7 +271,7 @@ fn tuple(context: &XdpContext) -> Option<[u64; 2]> {
 /// Parses Ethernet, IPv4 and TCP.
 #[xdp(frags)]
 pub fn floor_parse(context: XdpContext) -> u32 {
-    match tuple(&context) {
+    match tuple(context.data(), context.data_end()) {
         Some([addresses, ports]) if addresses ^ ports != 1 => xdp_action::XDP_TX,
         _ => xdp_action::XDP_DROP,
     }
@@ -246,7 +280,7 @@ pub fn floor_parse(context: XdpContext) -> u32 {
 /// Parses, and looks the 5-tuple up in a hash map.
 #[xdp(frags)]
 pub fn floor_hash(context: XdpContext) -> u32 {
-    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some(key) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     // SAFETY: the value is read at once.
     match unsafe { FLOOR_HASH.get(key) } {
         Some(value) if value[0] != 1 => xdp_action::XDP_TX,
@@ -257,7 +291,7 @@ pub fn floor_hash(context: XdpContext) -> u32 {
 /// Parses, and looks the 5-tuple up in an LRU hash map.
 #[xdp(frags)]
 pub fn floor_lru(context: XdpContext) -> u32 {
-    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some(key) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     // SAFETY: the value is read at once.
     match unsafe { FLOOR_LRU.get(key) } {
         Some(value) if value[0] != 1 => xdp_action::XDP_TX,
@@ -268,7 +302,7 @@ pub fn floor_lru(context: XdpContext) -> u32 {
 /// Parses, and inserts the 5-tuple into an LRU hash map twice: what two directions of a connection cost.
 #[xdp(frags)]
 pub fn floor_insert_two(context: XdpContext) -> u32 {
-    let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     let value = [0u64; 4];
     for key in [[addresses, ports], [ports, addresses]] {
         if FLOOR_LRU.insert(key, value, 0).is_err() {
@@ -281,7 +315,7 @@ pub fn floor_insert_two(context: XdpContext) -> u32 {
 /// Asks the routing table where packets to the sender go.
 #[xdp(frags)]
 pub fn floor_route(context: XdpContext) -> u32 {
-    let Some([addresses, _]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some([addresses, _]) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     // SAFETY: integers only, all zeroes is a value.
     let mut params: bpf_fib_lookup = unsafe { core::mem::zeroed() };
     params.family = 2;
@@ -299,7 +333,7 @@ pub fn floor_route(context: XdpContext) -> u32 {
 /// Asks whether a TCP socket waits for the packet.
 #[xdp(frags)]
 pub fn floor_socket(context: XdpContext) -> u32 {
-    let Some([addresses, ports]) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     let (src, dst) = ((addresses >> 32) as u32, addresses as u32);
     let mut tuple = [src, dst, (ports >> 32) as u32];
     let (from, len) = ((&raw mut tuple).cast(), size_of::<[u32; 3]>() as u32);
@@ -317,7 +351,7 @@ pub fn floor_socket(context: XdpContext) -> u32 {
 /// known next hop change, both checksums by difference, and three counters. No rules, no phases, no other packet.
 #[xdp(frags)]
 pub fn floor_translate(context: XdpContext) -> u32 {
-    let Some(key) = tuple(&context) else { return xdp_action::XDP_DROP };
+    let Some(key) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
     let Some(entry) = FLOOR_LRU.get_ptr_mut(key) else {
         let _ = FLOOR_LRU.insert(key, [0u64; 4], 0);
         return xdp_action::XDP_DROP;

@@ -89,8 +89,7 @@ pub fn tc_workload_egress(context: TcContext) -> i32 {
 #[inline(always)]
 fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
     let mut packet = TcPacket::new(context);
-    packet.pull();
-    let verdict = match parse_link(&packet, link_len) {
+    let verdict = match parse_link(&mut packet, link_len) {
         Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),
         Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
         _ => None,
@@ -153,7 +152,7 @@ pub fn xdp_uplink_frags(context: XdpContext) -> u32 {
 fn divert(context: XdpContext) -> u32 {
     let mut packet = XdpPacket::new(context);
     let hook = Hook::UplinkIngress;
-    let decided = match parse_link(&packet, ETHERNET_LEN) {
+    let decided = match parse_link(&mut packet, ETHERNET_LEN) {
         Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),
         Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
         _ => None,

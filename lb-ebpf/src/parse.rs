@@ -13,6 +13,10 @@ use crate::{maps::FamilyMaps, packet::Packet};
 
 /// Length of an Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
+/// Length of a VLAN tag.
+const VLAN_TAG_LEN: usize = 4;
+/// Bytes of a transport header up to the last that is read: TCP's flags, the type of SCTP's first chunk.
+const READ_OF_TRANSPORT: usize = 14;
 
 /// Where in its datagram a packet stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,7 +86,7 @@ pub trait FamilyHeader: FamilyMaps {
     fn is_error(kind: u8) -> bool;
 
     /// Reads the IP header at `headers.l3` and sets everything that comes from it.
-    fn parse<P: Packet>(packet: &P, headers: &mut Headers<Self>) -> Option<()>;
+    fn parse<P: Packet>(packet: &mut P, headers: &mut Headers<Self>) -> Option<()>;
 }
 
 #[derive(Clone, Copy)]
@@ -136,7 +140,8 @@ impl FamilyHeader for V4 {
     }
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, headers: &mut Headers<V4>) -> Option<()> {
+    fn parse<P: Packet>(packet: &mut P, headers: &mut Headers<V4>) -> Option<()> {
+        packet.reach(headers.l3 + Self::HEADER_LEN);
         let header: Ipv4Header = packet.read(headers.l3)?;
         let header_len = (header.version_ihl & 0x0f) as usize * 4;
         if header.version_ihl >> 4 != 4 || header_len < Self::HEADER_LEN {
@@ -186,7 +191,8 @@ impl FamilyHeader for V6 {
     }
 
     #[inline(always)]
-    fn parse<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<()> {
+    fn parse<P: Packet>(packet: &mut P, headers: &mut Headers<V6>) -> Option<()> {
+        packet.reach(headers.l3 + Self::HEADER_LEN);
         let header: Ipv6Header = packet.read(headers.l3)?;
         if header.version_class_flow[0] >> 4 != 6 {
             return None;
@@ -242,7 +248,8 @@ fn skip_extension<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<bo
 
 /// EtherType and offset of the IP header behind a link-layer header of `link_len` bytes (0: none) and VLAN tags.
 #[inline(always)]
-pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)> {
+pub fn parse_link<P: Packet>(packet: &mut P, link_len: usize) -> Option<(u16, usize)> {
+    packet.reach(link_len + limits::VLAN_TAGS_MAX as usize * VLAN_TAG_LEN);
     if link_len == 0 {
         let [version, _]: [u8; 2] = packet.read(0)?;
         return match version >> 4 {
@@ -258,7 +265,7 @@ pub fn parse_link<P: Packet>(packet: &P, link_len: usize) -> Option<(u16, usize)
         if !matches!(ethertype.get(), 0x8100 | 0x88a8) {
             break;
         }
-        l3 += 4;
+        l3 += VLAN_TAG_LEN;
         ethertype = packet.read(l3 - 2)?;
         tags += 1;
     }
@@ -280,7 +287,7 @@ pub enum Carries {
 /// Parses the IP packet of family `F` at `headers.l3`. `None`: not TCP, UDP, SCTP, ICMP or a tunnel, a later fragment of an unknown
 /// datagram, or too short to tell.
 #[inline(always)]
-pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<Carries> {
+pub fn parse<F: FamilyHeader, P: Packet>(packet: &mut P, headers: &mut Headers<F>) -> Option<Carries> {
     F::parse(packet, headers)?;
     headers.tcp_flags = TcpFlags::default();
     if !headers.flow.protocol.is_balanced() {
@@ -305,11 +312,15 @@ pub fn parse<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -
 
 /// The ports, from the transport header or from the datagram's first fragment, and the flags.
 #[inline(always)]
-fn transport<F: FamilyHeader, P: Packet>(packet: &P, headers: &mut Headers<F>) -> Option<FragmentValue> {
+fn transport<F: FamilyHeader, P: Packet>(
+    packet: &mut P,
+    headers: &mut Headers<F>,
+) -> Option<FragmentValue> {
     if headers.fragment == Fragment::Later {
         // SAFETY: read at once, before any change of the map.
         return unsafe { F::fragments().get(headers.fragment_key()) }.copied();
     }
+    packet.reach(headers.l4 + READ_OF_TRANSPORT);
     if headers.flow.protocol == Protocol::TCP {
         // Two bytes: the bound of one is `at < end`, from which the verifier learns nothing where `at` is unknown.
         let [_, flags]: [u8; 2] = packet.read(headers.l4 + 12)?;

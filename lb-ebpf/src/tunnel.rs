@@ -33,9 +33,6 @@ use crate::{
 
 /// What [`unwrap`] says of a tunnel that is none of ours: no code of [`Carries`].
 pub const NOT_OURS: u32 = u32::MAX;
-/// Bytes made linear: link layer, two IP headers of which the inner has options or extensions, and what an ICMP error
-/// quotes.
-const PARSE_BYTES: u32 = 360;
 /// Congestion experienced (RFC 3168, 5).
 const CONGESTED: u8 = 3;
 
@@ -88,7 +85,7 @@ pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
     if unsafe { F::node_addresses().get(NodeAddressKey { addr }) }.is_none() {
         return NOT_OURS;
     }
-    packet.pull_to(PARSE_BYTES);
+    packet.reach(work.headers.l3 + 2 * F::HEADER_LEN);
     work.dialled.addr = addr;
     let is_known = is_peer::<F>(&work.headers.flow.tuple.src);
     match inside(packet, work) {
@@ -100,7 +97,6 @@ pub fn unwrap<F: Balanced, P: Packet>(packet: &mut P) -> u32 {
             work.headers.l3 -= F::HEADER_LEN;
             work.headers.l4 -= F::HEADER_LEN;
             work.is_tunnelled = 1;
-            packet.pull();
             if work.is_congested != 0 {
                 packet.mark_congested();
             }

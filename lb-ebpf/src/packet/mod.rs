@@ -67,7 +67,10 @@ pub trait Packet {
     fn ifindex(&self) -> u32;
     /// The context, for helpers that want it.
     fn context(&self) -> *mut c_void;
-    /// Makes the headers readable. To be called before [`Self::read`], and again after every change.
+    /// Makes the bytes before `end`, and others that may be headers, readable if these are not, as far as the packet has
+    /// them. To be called before [`Self::read`], and again after every change.
+    fn reach(&mut self, end: usize);
+    /// The same, whatever of the headers is readable.
     fn pull(&mut self);
     /// Makes the first `len` bytes readable, or all there are: more than [`Self::pull`], for what is rare.
     fn pull_to(&mut self, len: u32);

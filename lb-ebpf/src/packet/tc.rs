@@ -25,8 +25,8 @@ use lb_common::{
 use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
 use crate::{globals::has_feature, parse::ETHERNET_LEN};
 
-/// Bytes made linear before parsing.
-const PARSE_BYTES: u32 = 128;
+/// Bytes made linear where some that are needed are not.
+const PARSE_BYTES: usize = 128;
 
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16): addresses of IPv6 change nothing in `CHECKSUM_COMPLETE`,
 /// for IPv6 has no header checksum that would balance them.
@@ -90,13 +90,20 @@ impl Packet for TcPacket {
         self.context.as_ptr()
     }
 
+    /// What the stack sends has its headers in the linear part and nothing else: to pull payload there would copy it, keep
+    /// its receiver from merging it with what came before, and have the headers copied too where the buffer is a clone.
+    #[inline(always)]
+    fn reach(&mut self, end: usize) {
+        let end = end & OFFSET_MASK;
+        if self.context.data() + end > self.context.data_end() {
+            self.pull_to(if end < PARSE_BYTES { PARSE_BYTES } else { end } as u32);
+        }
+    }
+
     #[inline(always)]
     fn pull(&mut self) {
-        let want = if self.len() < PARSE_BYTES { self.len() } else { PARSE_BYTES };
-        if self.context.data() + want as usize > self.context.data_end() {
-            // SAFETY: valid context. A failure shows as failing reads.
-            unsafe { bpf_skb_pull_data(self.skb(), want) };
-        }
+        let len = self.len() as usize;
+        self.reach(if len < PARSE_BYTES { len } else { PARSE_BYTES });
     }
 
     #[inline(always)]

@@ -83,6 +83,9 @@ impl Packet for XdpPacket {
 
     /// Headers that a driver keeps outside the first buffer cannot be read; such a packet is left to tc.
     #[inline(always)]
+    fn reach(&mut self, _end: usize) {}
+
+    #[inline(always)]
     fn pull(&mut self) {}
 
     #[inline(always)]

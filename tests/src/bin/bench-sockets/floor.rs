@@ -23,9 +23,12 @@ impl Floor {
         node: &Namespace,
         cgroup: &Cgroup,
     ) -> Result<Option<Self>> {
-        let (program, hooks): (_, &[_]) = match path {
-            Path::Empty => ("floor_return_tc", &[TcAttachType::Ingress, TcAttachType::Egress]),
-            Path::Forward => ("floor_forward_tc", &[TcAttachType::Ingress]),
+        let both: &[_] = &[TcAttachType::Ingress, TcAttachType::Egress];
+        let (program, hooks, socket_programs): (_, _, &[_]) = match path {
+            Path::Empty => ("floor_return_tc", both, &["floor_connect4", "floor_recvmsg4"]),
+            Path::SocketRecord => ("floor_return_tc", both, &["floor_record_connect4", "floor_recvmsg4"]),
+            Path::Forward => ("floor_forward_tc", &both[..1], &[]),
+            Path::Record => ("floor_record_tc", &both[..1], &[]),
             _ => return Ok(None),
         };
         let mut ebpf = EbpfLoader::new().load(object).context("load the measuring programs")?;
@@ -37,13 +40,11 @@ impl Floor {
                     .with_context(|| format!("attach to {device}"))?;
             }
         }
-        for name in ["floor_connect4", "floor_recvmsg4"] {
-            if path == Path::Empty {
-                let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
-                program.load().context(name)?;
-                let cgroup = std::fs::File::open(cgroup.path()).context("open the cgroup")?;
-                program.attach(cgroup, CgroupAttachMode::Single).context(name)?;
-            }
+        for &name in socket_programs {
+            let program: &mut CgroupSockAddr = ebpf.program_mut(name).context(name)?.try_into()?;
+            program.load().context(name)?;
+            let cgroup = std::fs::File::open(cgroup.path()).context("open the cgroup")?;
+            program.attach(cgroup, CgroupAttachMode::Single).context(name)?;
         }
         Ok(Some(Self(ebpf)))
     }

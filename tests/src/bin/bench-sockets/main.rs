@@ -39,6 +39,9 @@ struct Arguments {
     /// Only ways whose name contains this; of several, one of them
     #[arg(long, value_name = "TEXT")]
     only: Vec<String>,
+    /// Only measures whose name contains this; of several, one of them
+    #[arg(long, value_name = "TEXT")]
+    measure: Vec<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -55,7 +58,7 @@ enum Role {
 }
 
 fn main() -> Result<()> {
-    let Arguments { role, quick, services, object, only, output } = Arguments::parse();
+    let Arguments { role, quick, services, object, only, measure, output } = Arguments::parse();
     if role.is_some() {
         cpu::take_last()?;
     }
@@ -66,7 +69,12 @@ fn main() -> Result<()> {
             let plan = if quick { &suite::QUICK } else { &suite::FULL };
             let sizes = if services.is_empty() { plan.sizes.to_vec() } else { services };
             let object = fs::read(object.context("--object is missing")?).context("read the object")?;
-            output.publish(&suite::measure(plan, &sizes, &only, &object)?)
+            output.publish(&suite::measure(
+                plan,
+                &sizes,
+                &suite::Selection { paths: only, measures: measure },
+                &object,
+            )?)
         }
     }
 }

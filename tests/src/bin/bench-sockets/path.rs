@@ -13,6 +13,10 @@ pub(crate) enum Path {
     Empty,
     /// The same with a program at the client's and the backend's device that forwards by itself.
     Forward,
+    /// The same as [`Self::Empty`], with a `connect()` hook that looks up what is dialled and records it.
+    SocketRecord,
+    /// The same as [`Self::Forward`], and the program records both directions of each flow.
+    Record,
     /// A pod dials a ClusterIP, its socket is led to the backend.
     SocketLb,
     /// A pod dials a ClusterIP, packets are translated at its device.
@@ -33,9 +37,11 @@ pub(crate) enum Path {
 
 impl Path {
     /// All that are compared, in the order in which they are shown.
-    pub(crate) const COMPARED: [Self; 10] = [
+    pub(crate) const COMPARED: [Self; 12] = [
         Self::Empty,
+        Self::SocketRecord,
         Self::Forward,
+        Self::Record,
         Self::SocketLb,
         Self::Tc,
         Self::TcForward,
@@ -52,6 +58,8 @@ impl Path {
             Self::Direct => "direct",
             Self::Empty => "floor: empty programs",
             Self::Forward => "floor: forwarded by a program",
+            Self::SocketRecord => "floor: a connection recorded by its socket",
+            Self::Record => "floor: forwarded by a program that records both directions",
             Self::SocketLb => "ClusterIP by socket",
             Self::Tc => "ClusterIP by tc",
             Self::TcForward => "ClusterIP by tc, sent on past the stack",
@@ -91,7 +99,7 @@ impl Path {
 
     /// True if the client dials the backend, so that Services play no part.
     pub(crate) const fn is_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::Empty | Self::Forward)
+        matches!(self, Self::Direct | Self::Empty | Self::SocketRecord | Self::Forward | Self::Record)
     }
 
     /// True if nftables rules translate.

@@ -34,6 +34,19 @@ pub(crate) const FULL: Plan =
 pub(crate) const QUICK: Plan =
     Plan { sizes: &[1, 50], rounds: 2, duration: Duration::from_millis(20), has_targets: false };
 
+/// Texts of which the names of what is measured contain one; none: everything is.
+pub(crate) struct Selection {
+    /// Of ways.
+    pub(crate) paths: Vec<String>,
+    /// Of measures.
+    pub(crate) measures: Vec<String>,
+}
+
+/// True if `name` is selected by `texts`.
+fn is_selected(name: &str, texts: &[String]) -> bool {
+    texts.is_empty() || texts.iter().any(|text| name.contains(text))
+}
+
 /// Samples by measure, and by path and number of Services where they are ratios.
 #[derive(Default)]
 struct Samples {
@@ -42,11 +55,10 @@ struct Samples {
 }
 
 /// Measures everything.
-pub(crate) fn measure(plan: &Plan, sizes: &[u16], only: &[String], object: &[u8]) -> Result<Vec<Row>> {
+pub(crate) fn measure(plan: &Plan, sizes: &[u16], selection: &Selection, object: &[u8]) -> Result<Vec<Row>> {
     let mut samples = Samples::default();
     let directory = Directory::new()?;
     let mut direct = Lane::start(Path::Direct, &[], &directory.0, object)?;
-    let is_wanted = |path: &Path| only.is_empty() || only.iter().any(|text| path.name().contains(text));
     for (number, &services) in sizes.iter().enumerate() {
         eprintln!("{services} services");
         let list = service_ports(services.into());
@@ -54,8 +66,12 @@ pub(crate) fn measure(plan: &Plan, sizes: &[u16], only: &[String], object: &[u8]
         let start =
             |path| Lane::start(path, &list, &directory.0, object).with_context(|| format!("{path:?}"));
         let paths = Path::COMPARED.into_iter().filter(|path| number == 0 || !path.is_direct());
-        let mut lanes: Vec<Lane> = paths.filter(is_wanted).map(start).collect::<Result<_>>()?;
+        let paths = paths.filter(|path| is_selected(path.name(), &selection.paths));
+        let mut lanes: Vec<Lane> = paths.map(start).collect::<Result<_>>()?;
         for measure in 0..Measure::ALL.len() {
+            if !is_selected(Measure::ALL[measure].name(), &selection.measures) {
+                continue;
+            }
             for round in 0..=plan.rounds {
                 // Round 0 fills caches and neighbour tables.
                 let rates = one_round(&mut direct, &mut lanes, Measure::ALL[measure], plan.duration)?;
