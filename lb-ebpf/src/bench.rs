@@ -302,7 +302,9 @@ pub fn floor_lru(context: XdpContext) -> u32 {
 /// Parses, and inserts the 5-tuple into an LRU hash map twice: what two directions of a connection cost.
 #[xdp(frags)]
 pub fn floor_insert_two(context: XdpContext) -> u32 {
-    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
+    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else {
+        return xdp_action::XDP_DROP;
+    };
     let value = [0u64; 4];
     for key in [[addresses, ports], [ports, addresses]] {
         if FLOOR_LRU.insert(key, value, 0).is_err() {
@@ -333,7 +335,9 @@ pub fn floor_route(context: XdpContext) -> u32 {
 /// Asks whether a TCP socket waits for the packet.
 #[xdp(frags)]
 pub fn floor_socket(context: XdpContext) -> u32 {
-    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else { return xdp_action::XDP_DROP };
+    let Some([addresses, ports]) = tuple(context.data(), context.data_end()) else {
+        return xdp_action::XDP_DROP;
+    };
     let (src, dst) = ((addresses >> 32) as u32, addresses as u32);
     let mut tuple = [src, dst, (ports >> 32) as u32];
     let (from, len) = ((&raw mut tuple).cast(), size_of::<[u32; 3]>() as u32);

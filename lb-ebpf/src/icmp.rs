@@ -164,7 +164,11 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
 
 /// Reads what an error quotes: a TCP, UDP or SCTP packet with its ports, sent by the one the error is addressed to.
 #[inline(never)]
-pub fn quoted<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, quote: &mut Quote<F>) -> Option<()> {
+pub fn quoted<F: Balanced, P: Packet>(
+    packet: &mut P,
+    headers: &Headers<F>,
+    quote: &mut Quote<F>,
+) -> Option<()> {
     let inner = &mut quote.headers;
     if headers.l4 > OFFSET_MASK - 128 {
         return None;

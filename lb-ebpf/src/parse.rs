@@ -312,10 +312,7 @@ pub fn parse<F: FamilyHeader, P: Packet>(packet: &mut P, headers: &mut Headers<F
 
 /// The ports, from the transport header or from the datagram's first fragment, and the flags.
 #[inline(always)]
-fn transport<F: FamilyHeader, P: Packet>(
-    packet: &mut P,
-    headers: &mut Headers<F>,
-) -> Option<FragmentValue> {
+fn transport<F: FamilyHeader, P: Packet>(packet: &mut P, headers: &mut Headers<F>) -> Option<FragmentValue> {
     if headers.fragment == Fragment::Later {
         // SAFETY: read at once, before any change of the map.
         return unsafe { F::fragments().get(headers.fragment_key()) }.copied();

@@ -17,7 +17,6 @@ use lb_common::{
     family::{Addr4, Addr6, Address as _, Be16, Protocol, V4, V6},
     flow::{FlowKey, Tuple, hash_u64},
     frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue},
-    id::ServicePortId,
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::FEATURE_SET_RETVAL,
     verdict::Verdict,
@@ -322,7 +321,16 @@ fn connected<F: FamilyMaps, C: Call<F>>(
         };
     }
     let backend = Endpoint::<F> { addr: chosen.value.addr, port: chosen.value.port };
-    if remember(cookie, &backend, peer, protocol, frontend.service_port) || luck == Luck::Connection {
+    let key = SockRevNatKey::<F>::new(cookie, backend.addr, backend.port, protocol);
+    let dialled = SockRevNatValue::<F> {
+        addr: peer.addr,
+        port: peer.port,
+        _pad: 0,
+        service_port: frontend.service_port,
+    };
+    if luck == Luck::Connection || !is_remembered(&key, &dialled) {
+        // Without room the socket sees the backend's address; its data flows all the same.
+        let _ = F::sock_rev_nat().insert(key, dialled, 0);
         count_connection(frontend.service_port, chosen.id);
     }
     call.set_peer(backend);
@@ -347,24 +355,11 @@ fn is_left_to_packets(frontend: &FrontendValue, is_node: bool) -> bool {
         || (masquerades_all() && is_masqueraded)
 }
 
-/// Remembers what the socket dialled; true if that is news.
-#[inline(never)]
-fn remember<F: FamilyMaps>(
-    cookie: u64,
-    backend: &Endpoint<F>,
-    dialled: &Endpoint<F>,
-    protocol: Protocol,
-    service_port: ServicePortId,
-) -> bool {
-    let key = SockRevNatKey::<F>::new(cookie, backend.addr, backend.port, protocol);
-    let value = SockRevNatValue::<F> { addr: dialled.addr, port: dialled.port, _pad: 0, service_port };
+/// True if the socket is known to have `dialled` that.
+#[inline(always)]
+fn is_remembered<F: FamilyMaps>(key: &SockRevNatKey<F>, dialled: &SockRevNatValue<F>) -> bool {
     // SAFETY: compared at once.
-    if unsafe { F::sock_rev_nat().get(key) } == Some(&value) {
-        return false;
-    }
-    // Without room the socket sees the backend's address; its data flows all the same.
-    let _ = F::sock_rev_nat().insert(key, value, 0);
-    true
+    (unsafe { F::sock_rev_nat().get(key) }) == Some(dialled)
 }
 
 /// Lets the call fail as a closed port would.

@@ -1,5 +1,5 @@
 //! `--forward-pods`: what pods dial is translated where it comes in, in both directions, and sent on by the programs. Real programs
-//! (`BPF_PROG_TEST_RUN`), IPv4 and IPv6. Needs root. With real sockets: `end_to_end`, `l3_devices`.
+//! (`BPF_PROG_TEST_RUN`), IPv4 and IPv6. Needs root. With real sockets: `end_to_end`, `wires`.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
 use std::net::IpAddr;

@@ -48,7 +48,7 @@ const E2E: [&str; 16] = [
     "cli",
     "demo",
     "end_to_end",
-    "l3_devices",
+    "wires",
     "life_cycle",
     "netns",
     "node_state",

@@ -17,6 +17,7 @@ use lb_tests::{
     agent::Agent,
     cgroup::Cgroup,
     netns::{self, Namespace},
+    offload::fit_for_xdp,
     process::Place,
     sweep,
 };
@@ -25,7 +26,6 @@ use crate::{
     floor::Floor,
     kube_proxy,
     load::{Client, Measure, Request, Server},
-    offload::fit_for_xdp,
     path::Path,
     services::{BACKENDS, CLUSTER_IP, ServicePort, cluster_port, node_port},
 };

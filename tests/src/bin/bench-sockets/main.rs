@@ -9,7 +9,6 @@ mod floor;
 mod kube_proxy;
 mod lane;
 mod load;
-mod offload;
 mod path;
 mod services;
 mod suite;

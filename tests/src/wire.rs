@@ -1,9 +1,8 @@
-//! A wire between two namespaces whose ends are tun devices: packets without a link-layer header, as WireGuard and ipip
-//! devices have them.
+//! Wires between two namespaces whose ends are devices of this process: packets as no veth pair carries them.
 
 use std::{
     fs::{File, OpenOptions},
-    io::{self, Read as _, Write as _},
+    io::{self, IoSlice, Read as _, Write as _},
     os::fd::{AsRawFd as _, RawFd},
     sync::{
         Arc,
@@ -14,12 +13,28 @@ use std::{
 
 use anyhow::{Context as _, Result, anyhow};
 
-use crate::netns::Namespace;
+use crate::{
+    netns::Namespace,
+    offload::{self, Offload},
+};
 
 /// The largest packet: what IP can say.
 const PACKET_MAX: usize = 65_535;
 /// Milliseconds after which an end is looked after again.
 const PATIENCE_MS: libc::c_int = 100;
+
+/// What the ends of a wire are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ends {
+    /// Devices without link-layer header, as those of WireGuard and ipip.
+    Tun,
+    /// Ethernet devices like those whose drivers leave data where the hardware put it: what is received has no more than its first
+    /// [`LINEAR_BYTES`] in the linear part of its buffer.
+    Scattered,
+}
+
+/// An Ethernet header and one of IPv4, but not one of IPv6, nor ports.
+const LINEAR_BYTES: usize = 34;
 
 /// Carries packets until it is dropped.
 #[derive(Debug)]
@@ -30,17 +45,24 @@ pub struct Wire {
 
 impl Wire {
     /// Makes a device called `name` in both namespaces, and carries what one sends to the other.
-    pub fn start(name: &str, ends: [&Namespace; 2]) -> Result<Self> {
+    pub fn start(name: &str, ends: Ends, [left, right]: [&Namespace; 2]) -> Result<Self> {
         let open = |namespace: &Namespace| -> Result<File> {
-            namespace.run(|| open(name))?.with_context(|| format!("make {name} in {}", namespace.name()))
+            let file = namespace.run(|| open(name, ends))?;
+            let file = file.with_context(|| format!("make {name} in {}", namespace.name()))?;
+            if ends == Ends::Scattered {
+                // Merging what is received, the stack would pull the headers that it looks at into the linear part.
+                offload::turn(namespace, name, Offload::Gro, false)?;
+            }
+            Ok(file)
         };
-        let [left, right] = [open(ends[0])?, open(ends[1])?];
+        let [left, right] = [open(left)?, open(right)?];
         let stop = Arc::new(AtomicBool::new(false));
         let mut carriers = Vec::new();
         for (from, to) in [(left.try_clone()?, right.try_clone()?), (right, left)] {
             let stop = Arc::clone(&stop);
-            carriers
-                .push(thread::Builder::new().name(name.to_owned()).spawn(move || carry(&from, &to, &stop))?);
+            carriers.push(
+                thread::Builder::new().name(name.to_owned()).spawn(move || carry(&from, &to, ends, &stop))?,
+            );
         }
         Ok(Self { stop, carriers })
     }
@@ -55,15 +77,19 @@ impl Drop for Wire {
     }
 }
 
-/// A tun device in the calling thread's namespace.
-fn open(name: &str) -> io::Result<File> {
+/// A device in the calling thread's namespace.
+fn open(name: &str, ends: Ends) -> io::Result<File> {
     let file = OpenOptions::new().read(true).write(true).open("/dev/net/tun")?;
     // SAFETY: integers and bytes, all zeroes is a value.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.bytes()) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_TUN | libc::IFF_NO_PI) as libc::c_short;
+    let kind = match ends {
+        Ends::Tun => libc::IFF_TUN,
+        Ends::Scattered => libc::IFF_TAP | libc::IFF_NAPI | libc::IFF_NAPI_FRAGS,
+    };
+    request.ifr_ifru.ifru_flags = (kind | libc::IFF_NO_PI) as libc::c_short;
     // SAFETY: the request lives until the call returns; its name is terminated.
     match unsafe { libc::ioctl(file.as_raw_fd(), libc::TUNSETIFF, &raw mut request) } {
         0 => Ok(file),
@@ -72,13 +98,18 @@ fn open(name: &str) -> io::Result<File> {
 }
 
 /// Copies packets. What an end does not take, because it is down or gone, is lost as on any wire.
-fn carry(mut from: &File, mut to: &File, stop: &AtomicBool) {
+fn carry(mut from: &File, mut to: &File, ends: Ends, stop: &AtomicBool) {
     let mut packet = vec![0; PACKET_MAX];
     while !stop.load(Ordering::Relaxed) {
         if is_readable(from.as_raw_fd())
             && let Ok(length) = from.read(&mut packet)
         {
-            drop(to.write(&packet[..length]));
+            let parts = match ends {
+                Ends::Tun => (&packet[..length], &[][..]),
+                Ends::Scattered => packet[..length].split_at(LINEAR_BYTES.min(length)),
+            };
+            // The first part is the linear one, the others are fragments of the buffer.
+            drop(to.write_vectored(&[IoSlice::new(parts.0), IoSlice::new(parts.1)]));
         }
     }
 }
