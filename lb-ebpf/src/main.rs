@@ -2,7 +2,7 @@
 //! turns the verdict into a return code.
 //!
 //! Files in the order of a packet's way: `packet` (memory), `parse`, `concern`, `balance` (the way through the stages),
-//! `conntrack`, `flood`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
+//! `open` (connections), `conntrack`, `flood`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
 //! quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
@@ -23,6 +23,7 @@ mod icmp;
 mod icmp_error;
 mod maps;
 mod nat;
+mod open;
 mod packet;
 mod parse;
 mod reject;
@@ -43,8 +44,9 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, balance, claim, complain, open, record},
+    balance::{Balanced, Hook, Work, balance, complain},
     icmp::icmp,
+    open::{claim, open, record},
     packet::{Opens, Packet as _, TcPacket, XdpPacket},
     parse::{Carries, ETHERNET_LEN, parse, parse_link},
     socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},

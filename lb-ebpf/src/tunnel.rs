@@ -18,7 +18,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Work, dial},
+    balance::{Balanced, Work},
     conntrack,
     counters::{self, Seen},
     flood,
@@ -26,6 +26,7 @@ use crate::{
     frontend, icmp,
     maps::TUNNELS,
     nat::{self, Hop},
+    open::dial,
     packet::{Packet, Refused},
     parse::{Carries, ETHERNET_LEN, Fragment, Headers, parse},
     reject::Answer,

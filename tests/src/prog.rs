@@ -4,52 +4,44 @@
 //! Needs root, and says so. A test's thread enters a namespace of its own and never leaves it; the namespace goes
 //! with the thread.
 
-use std::{
-    cell::Cell,
-    collections::BTreeMap,
-    fs,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    path::Path,
-    process::Command,
-};
+mod load;
+mod places;
+mod services;
+
+use std::{cell::Cell, collections::BTreeMap, fs, net::IpAddr, process::Command};
 
 use aya::{
-    Ebpf, EbpfLoader, Pod, TestRun as _, TestRunOptions,
+    Ebpf, Pod, TestRun as _, TestRunOptions,
     maps::{Array, HashMap, LpmTrie, MapData, PerCpuArray, PerCpuValues, RingBuf, lpm_trie::Key},
-    programs::{CgroupSockAddr, ProgramError, SchedClassifier, Xdp},
-};
-use lb_agent::{
-    datapath::kernel::Jiffies,
-    desired::maglev::{self, TableSize},
-    model::backend::BackendAddress,
+    programs::{CgroupSockAddr, SchedClassifier, Xdp},
 };
 use lb_common::{
     affinity::{AffinityKey, AffinityValue},
-    backend::{BackendFlags, BackendState, BackendValue, MemberKey, MemberSets, MemberValue},
-    bit_set,
     cidr::CidrValue,
     conntrack::{Coarse, ConnectionValue},
     counters::{TrafficCounter, VerdictCounter},
     device::{DeviceFlags, DeviceRole, DeviceValue, NodeAddressKey, NodeAddressValue},
     event::Event,
-    family::{Addr4, Addr6, Address as _, Be16, Family, Protocol, V4, V6},
+    family::{Addr4, Addr6, Address as _, Family, V4, V6},
     flood::NewFlows,
     flow::{FlowKey, Tuple},
-    frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     kind::{self, Kind, Kinds},
-    limits,
-    maps::{self, MAPS, MapType},
+    maps,
     next_hop::{self, NextHopValue},
     peer::{PeerValue, TunnelCounter},
-    settings::{self, Settings},
+    settings::Settings,
     source_range::{SourceRangeKey, SourceRangeValue},
     verdict::Verdict,
     vip::{self, VipKey, VipValue},
 };
 
-/// Entries of the larger maps in tests: enough, and quick to make.
-pub const ENTRIES_MAX: u32 = 4096;
+use self::load::{create, create_full_size, patiently};
+pub use self::{
+    load::{ENTRIES_MAX, LoadOptions},
+    places::Places,
+    services::{Server, Service},
+};
 
 /// `TC_ACT_UNSPEC` as the program's return value.
 pub const UNSPEC: u32 = u32::MAX;
@@ -82,60 +74,6 @@ pub const SOCKET_PROGRAMS: [&str; 8] = [
     "sock_getpeername4",
     "sock_getpeername6",
 ];
-
-/// The places of a test, per family.
-pub trait Places: Family {
-    /// A client outside.
-    const CLIENT: IpAddr;
-    /// The router between node, clients and other nodes.
-    const ROUTER: IpAddr;
-    /// Another one.
-    const OTHER_CLIENT: IpAddr;
-    /// A VIP.
-    const VIP: IpAddr;
-    /// Another VIP.
-    const OTHER_VIP: IpAddr;
-    /// This node.
-    const NODE: IpAddr;
-    /// A pod of this node.
-    const POD: IpAddr;
-    /// A pod of another node.
-    const REMOTE_POD: IpAddr;
-    /// The node of [`Self::REMOTE_POD`].
-    const OTHER_NODE: IpAddr;
-    /// A pod behind a device with an MTU of 1280.
-    const NARROW_POD: IpAddr;
-    /// An address with an unreachable route.
-    const NOWHERE: IpAddr;
-}
-
-impl Places for V4 {
-    const CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(198, 51, 100, 10));
-    const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
-    const OTHER_CLIENT: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 200));
-    const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 10));
-    const OTHER_VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 96, 0, 11));
-    const NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 11));
-    const POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 1, 2));
-    const REMOTE_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 2, 2));
-    const OTHER_NODE: IpAddr = IpAddr::V4(Ipv4Addr::new(203, 0, 113, 12));
-    const NARROW_POD: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 3, 2));
-    const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 244, 9, 9));
-}
-
-impl Places for V6 {
-    const CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x100, 0, 0, 0, 0, 0x10));
-    const ROUTER: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 1));
-    const OTHER_CLIENT: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0x200, 0, 0, 0, 0, 0x20));
-    const VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xa));
-    const OTHER_VIP: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x96, 0, 0, 0, 0, 0, 0xb));
-    const NODE: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0x11));
-    const POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 1, 0, 0, 0, 0, 2));
-    const REMOTE_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 2, 0, 0, 0, 0, 2));
-    const OTHER_NODE: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 3, 0, 0, 0, 0, 0x12));
-    const NARROW_POD: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 3, 0, 0, 0, 0, 2));
-    const NOWHERE: IpAddr = IpAddr::V6(Ipv6Addr::new(0xfd00, 0x244, 9, 0, 0, 0, 0, 9));
-}
 
 /// What a program made of a packet.
 #[derive(PartialEq, Eq)]
@@ -218,25 +156,6 @@ pub const XDP_TX: u32 = 3;
 /// `XDP_REDIRECT`.
 pub const XDP_REDIRECT: u32 = 4;
 
-/// How to load the datapath.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct LoadOptions<'a> {
-    /// Number of SNAT ports; `None`: as released.
-    pub snat_ports: Option<u32>,
-    /// Maps to use, pinned in this directory; `None`: maps of its own.
-    pub pins: Option<&'a Path>,
-    /// By what pods are known.
-    pub detect_local: settings::DetectLocal,
-    /// Whoever dials a ClusterIP gets a node address.
-    pub masquerade_all: bool,
-    /// What pods dial is sent on past the stack.
-    pub forwards_pods: bool,
-    /// New flows a second and CPU that are a flood; 0: none are.
-    pub flood_threshold: u32,
-    /// XDP asks first whether a packet needs a connection.
-    pub stateless: bool,
-}
-
 /// A node with the datapath loaded.
 pub struct Node {
     ebpf: Ebpf,
@@ -267,7 +186,7 @@ impl Node {
         Self::start_of(create_full_size(service_ports, &LoadOptions::default()))
     }
 
-    /// Another datapath, of full size, for the same devices. Of `options` only `stateless` counts.
+    /// Another datapath, of full size, for the same devices. It has maps of its own, whatever `options` say.
     pub fn twin(&self, service_ports: u32, options: &LoadOptions<'_>) -> Self {
         let mut twin =
             Self { ebpf: create_full_size(service_ports, options), devices: self.devices, xdp: self.xdp };
@@ -700,182 +619,6 @@ impl Node {
     }
 }
 
-/// A service port to be: its frontend and backends.
-#[derive(Clone, Debug)]
-pub struct Service {
-    /// Its id.
-    pub id: u32,
-    /// What clients dial.
-    pub vip: (IpAddr, u16),
-    /// Protocol of frontend and backends.
-    pub protocol: Protocol,
-    /// Flags of the frontend.
-    pub flags: FrontendFlags,
-    /// Where the frontend comes from.
-    pub kind: FrontendKind,
-    /// Affinity timeout in seconds.
-    pub affinity_timeout_s: u32,
-    /// First slot and first backend id; runs of several services must not overlap.
-    pub base: u32,
-    /// Who serves: ids from `base` on.
-    pub backends: Vec<Server>,
-}
-
-/// A backend to be.
-#[derive(Clone, Copy, Debug)]
-pub struct Server {
-    /// Where.
-    pub addr: (IpAddr, u16),
-    /// On this node?
-    pub local: bool,
-}
-
-impl Service {
-    /// A service port with one frontend and these backends.
-    pub fn new(vip: (IpAddr, u16), protocol: Protocol, backends: &[Server]) -> Self {
-        Self {
-            id: 1,
-            vip,
-            protocol,
-            flags: FrontendFlags::default(),
-            kind: FrontendKind::CLUSTER_IP,
-            affinity_timeout_s: 0,
-            base: 1,
-            backends: backends.to_vec(),
-        }
-    }
-
-    /// Its backends with their ids.
-    fn ids(&self) -> impl Iterator<Item = (BackendId, &Server)> {
-        (self.base..).map(BackendId).zip(&self.backends)
-    }
-
-    /// The run of its backends on this node, which come last.
-    fn own(&self) -> Run {
-        let count = self.backends.iter().filter(|server| server.local).count() as u32;
-        let base = if count == 0 { 0 } else { self.base + self.backends.len() as u32 - count };
-        Run { base, count }
-    }
-
-    /// Its id as the maps have it.
-    pub fn service_port(&self) -> ServicePortId {
-        ServicePortId(self.id)
-    }
-}
-
-impl Node {
-    /// Writes a service port into the maps: every backend in both sets and in one run for both scopes.
-    pub fn serve<F: Family>(&mut self, service: &Service)
-    where
-        FrontendKey<F>: Pod,
-        BackendValue<F>: Pod,
-    {
-        for (index, server) in service.ids() {
-            let value = BackendValue::<F> {
-                addr: F::Addr::from_ip(server.addr.0).unwrap(),
-                port: Be16::new(server.addr.1),
-                protocol: service.protocol,
-                state: BackendState::ACTIVE,
-                flags: if server.local { BackendFlags::LOCAL } else { BackendFlags::default() },
-                node: F::Addr::default(),
-            };
-            self.hash(&name::<F>("BACKENDS")).insert(index, value, 0).unwrap();
-            self.add_bit(maps::TARGET_PORTS, server.addr.1);
-            self.member(service, index, MemberSets::CLUSTER.with(MemberSets::LOCAL));
-            self.array("SLOTS").set(index.0, index.0, 0).unwrap();
-        }
-        self.frontend::<F>(service, Run { base: service.base, count: service.backends.len() as u32 });
-    }
-
-    /// Lets tunnels for a service port's backends end at these nodes, by turns.
-    pub fn reach_at<F: Family>(&mut self, service: &Service, nodes: &[IpAddr])
-    where
-        BackendValue<F>: Pod,
-    {
-        for ((id, _), node) in service.ids().zip(nodes.iter().cycle()) {
-            let mut backends = self.hash::<BackendId, BackendValue<F>>(&name::<F>("BACKENDS"));
-            let value = backends.get(&id, 0).unwrap();
-            backends.insert(id, BackendValue { node: F::Addr::from_ip(*node).unwrap(), ..value }, 0).unwrap();
-        }
-    }
-
-    /// Gives a service port whose backends are written the Maglev table the agent would give it, from slot `base` on.
-    pub fn serve_by_table<F: Family>(&mut self, service: &Service, base: u32, size: TableSize)
-    where
-        FrontendKey<F>: Pod,
-    {
-        let address = |server: &Server| BackendAddress {
-            addr: server.addr.0,
-            port: server.addr.1,
-            protocol: service.protocol,
-        };
-        let backends = service.ids().map(|(id, server)| (address(server), id)).collect();
-        for (slot, id) in (base..).zip(maglev::build(backends, size)) {
-            self.array("SLOTS").set(slot, id.0, 0).unwrap();
-        }
-        self.frontend::<F>(service, Run { base, count: size.get() });
-    }
-
-    /// Writes a service port's frontend, which finds its backends in `run`.
-    fn frontend<F: Family>(&mut self, service: &Service, run: Run)
-    where
-        FrontendKey<F>: Pod,
-    {
-        let key = FrontendKey::<F>::new(
-            F::Addr::from_ip(service.vip.0).unwrap(),
-            Be16::new(service.vip.1),
-            service.protocol,
-        );
-        let value = FrontendValue {
-            service_port: service.service_port(),
-            flags: service.flags,
-            kind: service.kind,
-            affinity_timeout_s: service.affinity_timeout_s,
-            internal: run,
-            external: run,
-            own: service.own(),
-            ..FrontendValue::default()
-        };
-        self.hash(&name::<F>("FRONTENDS")).insert(key, value, 0).unwrap();
-        self.add_bit(maps::PORTS, key.port.get());
-    }
-
-    /// Adds a number to a set of bits.
-    fn add_bit(&mut self, set: &str, number: u16) {
-        let word: u64 = self.array(set).get(&bit_set::word(number), 0).unwrap();
-        self.array(set).set(bit_set::word(number), word | bit_set::bit(number), 0).unwrap();
-    }
-
-    /// Empties the set of ports that frontends use.
-    pub fn clear_ports(&mut self) {
-        (0..limits::BIT_SET_WORDS).for_each(|index| self.array("PORTS").set(index, 0u64, 0).unwrap());
-    }
-
-    /// Takes a service port's frontend out of the maps.
-    pub fn delete_frontend<F: Family>(&mut self, service: &Service)
-    where
-        FrontendKey<F>: Pod,
-    {
-        let addr = F::Addr::from_ip(service.vip.0).unwrap();
-        let key = FrontendKey::<F>::new(addr, Be16::new(service.vip.1), service.protocol);
-        self.hash::<_, FrontendValue>(&name::<F>("FRONTENDS")).remove(&key).unwrap();
-    }
-
-    /// Makes a backend a member in `sets`.
-    pub fn member(&mut self, service: &Service, backend: BackendId, sets: MemberSets) {
-        let key = MemberKey { service_port: service.service_port(), backend };
-        self.hash("MEMBERS").insert(key, MemberValue::new(BackendState::ACTIVE, sets), 0).unwrap();
-    }
-
-    /// Takes a backend out of a service port and moves its generation.
-    pub fn leave(&mut self, service: &Service, backend: BackendId) {
-        let key = MemberKey { service_port: service.service_port(), backend };
-        self.hash::<MemberKey, MemberValue>("MEMBERS").remove(&key).unwrap();
-        let generation = self.array::<u32>("GENERATIONS").get(&service.id, 0).unwrap();
-        self.set_generation(service.service_port(), generation + 1);
-    }
-}
-
 /// Whole name of a family's map.
 fn name<F: Family>(base: &str) -> String {
     format!("{base}{}", F::DIGIT)
@@ -894,70 +637,4 @@ pub fn ip(batch: &str) {
     std::io::Write::write_all(&mut file, batch.as_bytes()).unwrap();
     let output = Command::new("ip").arg("-batch").arg(file.path()).output().expect("run ip");
     assert!(output.status.success(), "ip -batch: {}", String::from_utf8_lossy(&output.stderr));
-}
-
-/// Creates the object's maps.
-fn create(options: &LoadOptions<'_>) -> Ebpf {
-    let mut loader = EbpfLoader::new();
-    let masquerade_all = u32::from(options.masquerade_all);
-    let forwards_pods = u32::from(options.forwards_pods);
-    let stateless = u32::from(options.stateless);
-    for spec in MAPS {
-        if let Some(dir) = options.pins {
-            loader.map_pin_path(spec.name, dir.join(spec.name));
-        }
-        if spec.max_entries > ENTRIES_MAX && spec.map_type != MapType::RingBuf {
-            loader.map_max_entries(spec.name, ENTRIES_MAX);
-        }
-    }
-    let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
-    loader.override_global(settings::FEATURES, &features, true);
-    let jiffies = Jiffies::probe();
-    loader.override_global(settings::JIFFY_NS, &jiffies.ns, true);
-    loader.override_global(settings::JIFFIES_AT_0, &jiffies.at_0, true);
-    loader.override_global(settings::DETECT_LOCAL, &options.detect_local.0, true);
-    loader.override_global(settings::MASQUERADE_ALL, &masquerade_all, true);
-    loader.override_global(settings::FORWARDS_PODS, &forwards_pods, true);
-    loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
-    loader.override_global(settings::STATELESS, &stateless, true);
-    if let Some(count) = &options.snat_ports {
-        loader.override_global(settings::SNAT_PORT_COUNT, count, true);
-    }
-    loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
-}
-
-/// Entries of each `CONNECTIONS` of full size.
-const CONNECTIONS_FULL_SIZE: u32 = 1_048_576;
-
-/// Creates the object's maps in the sizes of `lb_common`, but for service ports, and room for the flows of a measurement.
-fn create_full_size(service_ports: u32, options: &LoadOptions<'_>) -> Ebpf {
-    let mut loader = EbpfLoader::new();
-    let stateless = u32::from(options.stateless);
-    loader.override_global(settings::STATELESS, &stateless, true);
-    loader.override_global(settings::FLOOD_THRESHOLD, &options.flood_threshold, true);
-    for name in [maps::GENERATIONS, maps::SERVICE_COUNTERS] {
-        loader.map_max_entries(name, service_ports);
-    }
-    for name in ["CONNECTIONS4", "CONNECTIONS6"] {
-        loader.map_max_entries(name, CONNECTIONS_FULL_SIZE);
-    }
-    let features = settings::FEATURE_SET_RETVAL | settings::FEATURE_XDP_FRAGS;
-    loader.override_global(settings::FEATURES, &features, true);
-    let jiffies = Jiffies::probe();
-    loader.override_global(settings::JIFFY_NS, &jiffies.ns, true);
-    loader.override_global(settings::JIFFIES_AT_0, &jiffies.at_0, true);
-    loader.load(lb_agent::datapath::OBJECT).expect("load the BPF object (root is needed)")
-}
-
-/// Loads a program again when the kernel broke off verification for a signal (EAGAIN), as libbpf does.
-fn patiently(name: &str, mut load: impl FnMut() -> Result<(), ProgramError>) {
-    for _ in 0..10 {
-        match load() {
-            Ok(()) => return,
-            Err(ProgramError::LoadError { io_error, .. })
-                if io_error.raw_os_error() == Some(libc::EAGAIN) => {}
-            Err(error) => panic!("{name}: {error:?}"),
-        }
-    }
-    panic!("{name}: verification interrupted ten times");
 }

@@ -332,20 +332,23 @@ macro_rules! cases {
                 assert!(entry.flags.has(ConnectionFlags::TUNNEL));
             }
 
+            /// A datagram that is one of a flood of them, and what it becomes.
+            fn asked_in_a_flood(node: &mut Node) -> (Packet, Packet) {
+                for index in 0..20 {
+                    let other = Packet::udp((forger::<F>(index), 53), VIP, b"?");
+                    translate(node, Hook::FromNetwork, &other);
+                }
+                let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
+                let sent = translate(node, Hook::FromNetwork, &question);
+                assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                (question, sent)
+            }
+
             /// Spec 12A.50, of flows that are in `FLOOD`: in both directions, with and without SNAT.
             pub(super) fn errors_about_flows_of_a_flood_are_translated() {
                 for backend in [(F::POD, true), (F::REMOTE_POD, false)] {
                     let mut node = start(1, Protocol::UDP, &[backend]);
-                    for index in 0..20 {
-                        translate(
-                            &mut node,
-                            Hook::FromNetwork,
-                            &Packet::udp((forger::<F>(index), 53), VIP, b"?"),
-                        );
-                    }
-                    let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
-                    let sent = translate(&mut node, Hook::FromNetwork, &question);
-                    assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                    let (question, sent) = asked_in_a_flood(&mut node);
                     // Where answers are translated an error about the question is, and the other way round.
                     let told = |node: &mut Node, hook, about: &Packet| {
                         let ran = node
@@ -423,16 +426,7 @@ macro_rules! cases {
             /// Spec 7.4 to 7.6: a flow goes on to another backend when its own no longer serves, recorded where it may.
             pub(super) fn datagrams_leave_a_backend_that_no_longer_serves() {
                 let mut node = start(1, Protocol::UDP, &[(F::POD, true), (F::OTHER_CLIENT, true)]);
-                for index in 0..20 {
-                    translate(
-                        &mut node,
-                        Hook::FromNetwork,
-                        &Packet::udp((forger::<F>(index), 53), VIP, b"?"),
-                    );
-                }
-                let question = Packet::udp((F::CLIENT, 30_000), VIP, b"question");
-                let sent = translate(&mut node, Hook::FromNetwork, &question);
-                assert!(node.flood_entry::<F>(&question.flow()).is_some());
+                let (question, sent) = asked_in_a_flood(&mut node);
                 let (gone, other, stays) =
                     if sent.dst.0 == F::POD { (1, 2, F::OTHER_CLIENT) } else { (2, 1, F::POD) };
                 let server = Server { addr: (stays, TARGET), local: true };

@@ -13,6 +13,7 @@ use comfy_table::{Table, presets::NOTHING};
 use serde::Serialize;
 
 mod backends;
+mod background;
 mod check;
 mod cleanup;
 mod connections;
@@ -21,6 +22,7 @@ mod dump;
 mod events;
 mod node_args;
 mod run;
+mod run_args;
 mod servers;
 mod services;
 mod settings;
@@ -57,7 +59,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Load balance until stopped; what is attached stays attached.
-    Run(Box<run::RunArgs>),
+    Run(Box<run_args::RunArgs>),
     /// Show service ports: frontends, backends, policies; what was refused, and why.
     Services(ListArgs),
     /// Show backends.
@@ -159,7 +161,7 @@ fn execute(parsed: settings::Parsed) -> anyhow::Result<()> {
 }
 
 /// `run --write-config-to`: the flags in force, as a file; `-` is stdout.
-fn write_config(args: &run::RunArgs, matches: &ArgMatches) -> anyhow::Result<()> {
+fn write_config(args: &run_args::RunArgs, matches: &ArgMatches) -> anyhow::Result<()> {
     let text = matches.subcommand_matches("run").map(settings::render).transpose()?.unwrap_or_default();
     match args.write_config_to.as_deref() {
         Some(path) if path != Path::new("-") => {

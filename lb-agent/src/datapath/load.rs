@@ -20,6 +20,7 @@ use thiserror::Error;
 use tokio::io::{Interest, unix::AsyncFd};
 
 use super::{
+    globals::Globals,
     kernel::{self, Capabilities, Release},
     pins::{Lock, Pins, PinsError},
 };
@@ -162,32 +163,31 @@ pub fn create(object: &[u8], config: &LoadConfig) -> Result<Datapath, LoadError>
     pins.create()?;
     let lock = pins.lock()?;
     let restarted = check_pinned_maps(&pins, config)?;
-    let cookie =
-        kernel::netns_cookie().map_err(|source| LoadError::Kernel { what: "SO_NETNS_COOKIE", source })?;
-    let features = kernel::features();
-    let jiffies = kernel::Jiffies::probe();
-    let (port_min, port_count) = (u32::from(config.snat_port_min), u32::from(config.snat_port_count));
-    let masquerade_all = u32::from(config.masquerade_all);
-    let forwards_pods = u32::from(config.forwards_pods);
-    let stateless = u32::from(config.stateless);
+    let globals = globals(config)?;
     let mut loader = EbpfLoader::new();
-    loader
-        .override_global(settings::NODE_NETNS_COOKIE, &cookie, false)
-        .override_global(settings::SNAT_PORT_MIN, &port_min, false)
-        .override_global(settings::SNAT_PORT_COUNT, &port_count, false)
-        .override_global(settings::DETECT_LOCAL, &config.detect_local.0, false)
-        .override_global(settings::MASQUERADE_ALL, &masquerade_all, false)
-        .override_global(settings::FORWARDS_PODS, &forwards_pods, false)
-        .override_global(settings::FLOOD_THRESHOLD, &config.flood_threshold, false)
-        .override_global(settings::STATELESS, &stateless, false)
-        .override_global(settings::JIFFY_NS, &jiffies.ns, false)
-        .override_global(settings::JIFFIES_AT_0, &jiffies.at_0, false)
-        .override_global(settings::FEATURES, &features, false);
+    globals.set(&mut loader);
     for map in &MAPS {
         loader.map_pin_path(map.name, pins.map(map.name)).map_max_entries(map.name, config.entries(map));
     }
     let ebpf = loader.load(object)?;
-    Ok(Datapath { ebpf, pins, release, features, restarted, _lock: lock })
+    Ok(Datapath { ebpf, pins, release, features: globals.features, restarted, _lock: lock })
+}
+
+/// As `config` says, on this kernel.
+fn globals(config: &LoadConfig) -> Result<Globals, LoadError> {
+    Ok(Globals {
+        node_netns_cookie: kernel::netns_cookie()
+            .map_err(|source| LoadError::Kernel { what: "SO_NETNS_COOKIE", source })?,
+        snat_port_min: config.snat_port_min.into(),
+        snat_port_count: config.snat_port_count.into(),
+        detect_local: config.detect_local,
+        masquerade_all: config.masquerade_all.into(),
+        forwards_pods: config.forwards_pods.into(),
+        flood_threshold: config.flood_threshold,
+        stateless: config.stateless.into(),
+        jiffies: kernel::Jiffies::probe(),
+        features: kernel::features(),
+    })
 }
 
 /// CPUs that the kernel has prepared for.

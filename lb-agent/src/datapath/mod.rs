@@ -9,6 +9,7 @@ pub mod bpf;
 pub mod cleanup;
 pub mod devices;
 pub mod follow;
+pub mod globals;
 pub mod kernel;
 pub mod load;
 pub mod local;

@@ -107,13 +107,13 @@ pub trait Packet {
 /// A packet whose rarer stages are BPF functions of their own, one per family and hook type. A hook that hands on has
 /// the first four only.
 pub trait Opens<F>: Packet {
-    /// Runs [`crate::balance::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
+    /// Runs [`crate::open::open`] on the packet whose headers stand in the scratch memory; the verdict's code.
     fn open(&mut self, hook: u32) -> u32;
 
-    /// Runs [`crate::balance::record`] on the connection being opened there; its code.
+    /// Runs [`crate::open::record`] on the connection being opened there; its code.
     fn record(&mut self) -> u32;
 
-    /// Runs [`crate::balance::claim`] on its reply 5-tuple; 1 if that is taken.
+    /// Runs [`crate::open::claim`] on its reply 5-tuple; 1 if that is taken.
     fn claim(&mut self, how: u32) -> u32;
 
     /// Runs [`crate::tunnel::unwrap`], or where the hook hands on [`crate::tunnel::unwrap_known`], on the tunnelled packet

@@ -10,7 +10,8 @@ use aya::{
     maps::MapType,
     programs::{Program, ProgramError},
 };
-use lb_common::{maps::MAPS, settings};
+use lb_agent::datapath::globals::Globals;
+use lb_common::maps::MAPS;
 
 /// Enough to load; a small VM has no room for more.
 const ENTRIES_MAX: u32 = 1024;
@@ -45,10 +46,10 @@ fn load() -> anyhow::Result<bool> {
 
 /// Creates the maps of an object whose programs send on what pods dial, or do not.
 fn maps(object: &[u8], forwards_pods: u32) -> anyhow::Result<Ebpf> {
-    let mut loader = EbpfLoader::new();
     // As the agent does unless told otherwise: with 0 the verifier would never see what is done in a flood.
-    loader.override_global(settings::FLOOD_THRESHOLD, &1_u32, true);
-    loader.override_global(settings::FORWARDS_PODS, &forwards_pods, true);
+    let globals = Globals { flood_threshold: 1, forwards_pods, ..Globals::default() };
+    let mut loader = EbpfLoader::new();
+    globals.set(&mut loader);
     for map in MAPS.iter().filter(|map| map.max_entries > ENTRIES_MAX) {
         if map.map_type as u32 != MapType::RingBuf as u32 {
             loader.map_max_entries(map.name, ENTRIES_MAX);
