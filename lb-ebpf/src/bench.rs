@@ -9,11 +9,12 @@ use core::mem::size_of;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action},
+    btf_maps::SkStorage,
     helpers::{
         self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_sk_release, bpf_skb_adjust_room,
         bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
     },
-    macros::{cgroup_sock_addr, classifier, map, xdp},
+    macros::{btf_map, cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
     programs::{SockAddrContext, TcContext, XdpContext},
 };
@@ -58,6 +59,8 @@ static TC_TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 static FLOOR_HASH: HashMap<[u64; 2], [u64; 8]> = HashMap::with_max_entries(131_072, 0);
 #[map]
 static FLOOR_LRU: LruHashMap<[u64; 2], [u64; 4]> = LruHashMap::with_max_entries(1_048_576, NO_COMMON_LRU);
+#[btf_map]
+static FLOOR_STORAGE: SkStorage<[u64; 4]> = SkStorage::new();
 #[map]
 static FLOOR_COUNTERS: PerCpuArray<[u64; 2]> = PerCpuArray::with_max_entries(4, 0);
 
@@ -235,6 +238,20 @@ pub fn floor_record_connect4(context: SockAddrContext) -> i32 {
     // SAFETY: the value is read at once.
     if unsafe { FLOOR_HASH.get([dialled, 0]) }.is_none() {
         let _ = FLOOR_LRU.insert([cookie, dialled], [0u64; 4], 0);
+    }
+    1
+}
+
+/// The same in the socket's own storage.
+#[cgroup_sock_addr(connect4)]
+pub fn floor_store_connect4(context: SockAddrContext) -> i32 {
+    // SAFETY: the context is valid for the whole run of the program.
+    let (addr, port) = unsafe { ((*context.sock_addr).user_ip4, (*context.sock_addr).user_port) };
+    let dialled = u64::from(addr) << 32 | u64::from(port);
+    // SAFETY: the value is read at once.
+    if unsafe { FLOOR_HASH.get([dialled, 0]) }.is_none() {
+        // SAFETY: the socket of the context lives; the value is initialised.
+        unsafe { FLOOR_STORAGE.get_or_insert_ptr_mut(&context, Some(&mut [dialled, 0, 0, 0])) };
     }
     1
 }

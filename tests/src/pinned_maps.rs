@@ -1,17 +1,17 @@
 //! The datapath's maps without its programs: created from `lb_common::maps`, pinned into a directory of their own,
-//! gone when dropped. Needs root.
+//! gone when dropped, or at the next sweep. Needs root.
 
 use std::{
     ffi::CString,
     fs,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
 };
 
 use anyhow::{Context as _, Result, bail};
 use lb_common::maps::{MAPS, MapSpec};
 
-const BPFFS: &str = "/sys/fs/bpf";
+use crate::sweep::{self, BPFFS};
+
 /// `bpf(2)` commands (`enum bpf_cmd`).
 const BPF_MAP_CREATE: libc::c_int = 0;
 const BPF_OBJ_PIN: libc::c_int = 6;
@@ -47,10 +47,8 @@ struct PinAttr {
 impl PinnedMaps {
     /// Creates and pins every map; `entries` may give other sizes by name.
     pub fn create(entries: &[(&str, u32)]) -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
         mount_bpffs()?;
-        let name = format!("lb-tests-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
-        let maps = Self { dir: Path::new(BPFFS).join(name) };
+        let maps = Self { dir: Path::new(BPFFS).join(sweep::unique_prefix()) };
         fs::create_dir(&maps.dir).with_context(|| format!("create {}: is this root?", maps.dir.display()))?;
         for spec in &MAPS {
             let size = entries

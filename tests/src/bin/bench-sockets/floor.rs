@@ -27,6 +27,7 @@ impl Floor {
         let (program, hooks, socket_programs): (_, _, &[_]) = match path {
             Path::Empty => ("floor_return_tc", both, &["floor_connect4", "floor_recvmsg4"]),
             Path::SocketRecord => ("floor_return_tc", both, &["floor_record_connect4", "floor_recvmsg4"]),
+            Path::SocketStore => ("floor_return_tc", both, &["floor_store_connect4", "floor_recvmsg4"]),
             Path::Forward => ("floor_forward_tc", &both[..1], &[]),
             Path::Record => ("floor_record_tc", &both[..1], &[]),
             _ => return Ok(None),

@@ -15,6 +15,8 @@ pub(crate) enum Path {
     Forward,
     /// The same as [`Self::Empty`], with a `connect()` hook that looks up what is dialled and records it.
     SocketRecord,
+    /// The same, recorded in the socket's own storage.
+    SocketStore,
     /// The same as [`Self::Forward`], and the program records both directions of each flow.
     Record,
     /// A pod dials a ClusterIP, its socket is led to the backend.
@@ -37,9 +39,10 @@ pub(crate) enum Path {
 
 impl Path {
     /// All that are compared, in the order in which they are shown.
-    pub(crate) const COMPARED: [Self; 12] = [
+    pub(crate) const COMPARED: [Self; 13] = [
         Self::Empty,
         Self::SocketRecord,
+        Self::SocketStore,
         Self::Forward,
         Self::Record,
         Self::SocketLb,
@@ -59,6 +62,7 @@ impl Path {
             Self::Empty => "floor: empty programs",
             Self::Forward => "floor: forwarded by a program",
             Self::SocketRecord => "floor: a connection recorded by its socket",
+            Self::SocketStore => "floor: a connection recorded in its socket's storage",
             Self::Record => "floor: forwarded by a program that records both directions",
             Self::SocketLb => "ClusterIP by socket",
             Self::Tc => "ClusterIP by tc",
@@ -99,7 +103,15 @@ impl Path {
 
     /// True if the client dials the backend, so that Services play no part.
     pub(crate) const fn is_direct(self) -> bool {
-        matches!(self, Self::Direct | Self::Empty | Self::SocketRecord | Self::Forward | Self::Record)
+        matches!(
+            self,
+            Self::Direct
+                | Self::Empty
+                | Self::SocketRecord
+                | Self::SocketStore
+                | Self::Forward
+                | Self::Record
+        )
     }
 
     /// True if nftables rules translate.
