@@ -10,115 +10,28 @@ use lb_common::{
     family::Address as _,
     flow::Tuple,
     fragment::FragmentValue,
-    frontend::{FrontendFlags, FrontendKey},
+    frontend::FrontendFlags,
     id::BackendId,
     maglev,
-    maps::Scratch,
     verdict::{DropReason, Verdict},
 };
 
 use crate::{
-    backend::{Choice, Chosen},
-    concern,
-    conntrack::{self, Opening},
+    concern, conntrack,
     counters::{Seen, count, count_apart, count_connection, count_verdict},
     flood,
-    forward::{self, FamilyRoute, Route, Way},
+    forward::{self, Route, Way},
     frontend,
     globals::{self, now_ns},
-    icmp::Quote,
+    hook::Hook,
     icmp_error,
     maps::SLOTS,
     nat::{self, Hop},
-    open::dial,
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Fragment, Headers},
-    reject::{Answer, Back, FamilyAnswer},
     tunnel,
+    work::{Balanced, Work},
 };
-
-/// Everything a family brings.
-pub trait Balanced: FamilyRoute + FamilyAnswer {}
-impl<F: FamilyRoute + FamilyAnswer> Balanced for F {}
-
-/// The hook a packet is seen at.
-#[derive(Clone, Copy, PartialEq, Eq)]
-#[repr(u32)]
-pub enum Hook {
-    /// Comes in from the network, or out of a tunnel.
-    UplinkIngress,
-    /// Leaves to the network, or into a tunnel.
-    UplinkEgress,
-    /// Comes in from a pod.
-    WorkloadIngress,
-    /// Leaves to a pod.
-    WorkloadEgress,
-}
-
-impl Hook {
-    /// The hook of `code`, its discriminant.
-    #[inline(always)]
-    pub const fn from_code(code: u32) -> Option<Self> {
-        match code {
-            0 => Some(Self::UplinkIngress),
-            1 => Some(Self::UplinkEgress),
-            2 => Some(Self::WorkloadIngress),
-            3 => Some(Self::WorkloadEgress),
-            _ => None,
-        }
-    }
-
-    /// True if packets come in there.
-    #[inline(always)]
-    pub const fn is_ingress(self) -> bool {
-        matches!(self, Self::UplinkIngress | Self::WorkloadIngress)
-    }
-
-    /// Where an answer to a packet seen here goes.
-    #[inline(always)]
-    pub const fn back(self) -> Back {
-        if self.is_ingress() { Back::Device } else { Back::Socket }
-    }
-}
-
-/// Where a packet's way is worked out, in this CPU's scratch memory.
-#[repr(C)]
-pub struct Work<F: Balanced> {
-    /// The packet's headers.
-    pub headers: Headers<F>,
-    /// Where it was sent, if it was.
-    pub way: Way<F>,
-    /// Who asks for a backend.
-    pub choice: Choice<F>,
-    /// The backend it gets.
-    pub chosen: Chosen<F>,
-    /// Its connection, as far as it is known.
-    pub opening: Opening<F>,
-    /// Room for headers of ours.
-    pub answer: Answer<F>,
-    /// What an ICMP error is about.
-    pub quote: Quote<F>,
-    /// The frontend that is dialled.
-    pub dialled: FrontendKey<F>,
-    /// 1: came in a tunnel, for a backend of this node.
-    pub is_tunnelled: u32,
-    /// 1: the tunnel met congestion.
-    pub is_congested: u32,
-}
-
-impl<F: Balanced> Work<F> {
-    const FITS: () = assert!(size_of::<Self>() <= size_of::<Scratch>() && align_of::<Self>() <= 8);
-
-    /// This CPU's.
-    #[inline(always)]
-    pub fn new() -> Option<&'static mut Self> {
-        let () = Self::FITS;
-        let scratch = F::scratch()?;
-        // SAFETY: large and aligned enough, as asserted; made of integers and enums whose first variant is 0, and
-        // every field is written before it is read; nobody else uses it during this run ([`FamilyMaps::scratch`]).
-        Some(unsafe { &mut *scratch.cast() })
-    }
-}
 
 /// What [`known`] says of a packet that belongs to no connection: no verdict's code.
 pub const UNKNOWN: u32 = u32::MAX;
@@ -173,7 +86,7 @@ pub fn balance<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hoo
 /// fragments have to find their ports.
 #[inline(never)]
 fn stateless<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> u32 {
-    dial(&work.headers, &mut work.dialled);
+    frontend::dial(&work.headers, &mut work.dialled);
     let Some(frontend) = frontend::lookup(&work.dialled) else { return UNKNOWN };
     let Work { headers, way, opening, answer, .. } = work;
     let run = frontend.external;

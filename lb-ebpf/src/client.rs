@@ -13,8 +13,8 @@ use lb_common::{
 };
 
 use crate::{
-    balance::Hook,
     globals::{detect_local, masquerades_all},
+    hook::Hook,
     maps::{DEVICES, FamilyMaps},
     packet::Packet,
 };

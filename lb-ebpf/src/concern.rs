@@ -2,19 +2,14 @@
 //! (`lb_common::bit_set`, `lb_common::kind`). Most packets of a node are not ours.
 
 use aya_ebpf::btf_maps::Array;
-use lb_common::{
-    bit_set,
-    conntrack::{Coarse, ConnectionFlags},
-    family::Be16,
-    kind::{self, Kind},
-    limits, vip,
-};
+use lb_common::{bit_set, family::Be16, kind::Kind, limits, vip};
 
 use crate::{
-    balance::Hook,
     flood,
     globals::snat_ports,
-    maps::{FamilyMaps, KINDS, PORTS, TARGET_PORTS, VIP_HASHES},
+    hook::Hook,
+    kinds,
+    maps::{FamilyMaps, PORTS, TARGET_PORTS, VIP_HASHES},
     parse::Headers,
     service_cidr,
 };
@@ -45,7 +40,7 @@ pub fn xdp(port: Be16) -> bool {
 #[inline(always)]
 pub fn tc<F: FamilyMaps>(headers: &Headers<F>, hook: Hook) -> bool {
     let (src_port, dst_port) = (headers.flow.tuple.src_port.get(), headers.flow.tuple.dst_port.get());
-    let kinds = kinds();
+    let kinds = kinds::existing();
     let exist = |these: u32| kinds & these != 0;
     let belongs = match hook {
         Hook::UplinkIngress | Hook::WorkloadIngress => {
@@ -66,35 +61,4 @@ pub fn tc<F: FamilyMaps>(headers: &Headers<F>, hook: Hook) -> bool {
     }
     let dst = &headers.flow.tuple.dst;
     has(&PORTS, dst_port) || has(&VIP_HASHES, vip::hash(dst)) || service_cidr::contains::<F>(dst)
-}
-
-/// The kinds of connections that may exist.
-#[inline(always)]
-fn kinds() -> u32 {
-    match (KINDS.get(kind::RECORDED), KINDS.get(kind::FORGOTTEN)) {
-        (Some(recorded), Some(forgotten)) => recorded.since(forgotten),
-        _ => 0,
-    }
-}
-
-/// Notes that a connection with `flags` is about to be recorded.
-#[inline(always)]
-pub fn note(flags: ConnectionFlags, now: Coarse) {
-    if let Some(kind) = Kind::of(flags) {
-        note_kind(kind, now);
-    }
-}
-
-/// The same of a kind.
-#[inline(always)]
-pub fn note_kind(kind: Kind, now: Coarse) {
-    let Some(recorded) = KINDS.get_ptr_mut(kind::RECORDED) else { return };
-    // SAFETY: an aligned integer inside the element; other CPUs write the same number. Read first, so that the line stays
-    // shared.
-    unsafe {
-        let at = &raw mut (*recorded).at[kind as usize];
-        if *at != now {
-            *at = now;
-        }
-    }
 }

@@ -12,11 +12,11 @@ use lb_common::{
 };
 
 use crate::{
-    backend, concern,
+    backend,
     counters::Outcome,
     flood,
     globals::{now_ns, random, snat_ports},
-    host_socket,
+    host_socket, kinds,
     maps::{FamilyMaps, GENERATIONS},
     parse::Headers,
 };
@@ -118,7 +118,7 @@ pub fn record<F: FamilyMaps>(
     entry.backend = opening.backend;
     entry.generation = generation(opening.service_port);
     entry.last_seen = Coarse::from_ns(now_ns());
-    concern::note(opening.flags, entry.last_seen);
+    kinds::note(opening.flags, entry.last_seen);
     entry.flags = opening.flags.with(ConnectionFlags::REPLY);
     entry.phase = Phase::OPENING;
     entry._pad = [0; 2];

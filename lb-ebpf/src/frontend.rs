@@ -6,7 +6,13 @@ use lb_common::{
     source_range::SourceRangeKey,
 };
 
-use crate::{concern, maps::FamilyMaps};
+use crate::{concern, maps::FamilyMaps, parse::Headers};
+
+/// Notes what a packet dials.
+#[inline(never)]
+pub fn dial<F: FamilyMaps>(headers: &Headers<F>, dialled: &mut FrontendKey<F>) {
+    *dialled = FrontendKey::new(headers.flow.tuple.dst, headers.flow.tuple.dst_port, headers.flow.protocol);
+}
 
 /// The frontend that is dialled by `key`.
 #[inline(always)]

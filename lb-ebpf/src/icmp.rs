@@ -9,50 +9,30 @@ use lb_common::{
     checksum::{self, Sum},
     conntrack::ConnectionFlags,
     family::{Be16, Protocol},
-    flow::{FlowKey, Tuple},
+    flow::Tuple,
     fragment::FragmentValue,
     verdict::Verdict,
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, belongs, is_sent_on},
+    answer::{TTL, send_back},
+    balance::{belongs, is_sent_on},
     counters::{Seen, count_apart},
-    flood,
     forward::{self, Route, Way},
+    hook::Hook,
     nat::{Hop, TCP_CHECKSUM, UDP_CHECKSUM},
-    packet::{OFFSET_MASK, Packet, Refused},
+    packet::{Packet, Refused},
     parse::{ETHERNET_LEN, Fragment, Headers},
-    reject::{self, TTL},
+    proof,
+    quote::{self, Quote},
     tunnel, vip,
+    work::{Balanced, Work},
 };
 
-/// Length of the header before what an error quotes.
-const ICMP_LEN: usize = 8;
 /// Offset of the checksum in an ICMP header.
 const CHECKSUM: usize = 2;
 /// Bytes made linear: link layer, two IP headers with options or extensions, and what stands between and behind.
 const PARSE_BYTES: u32 = 320;
-
-/// An error's quotation and what both become.
-#[repr(C)]
-pub struct Quote<F: Balanced> {
-    /// The quoted packet's headers.
-    headers: Headers<F>,
-    /// The flow of an answer to it.
-    answer: FlowKey<F>,
-    /// What the quoted packet's tuple becomes.
-    to: Tuple<F>,
-    /// What the error's own addresses become; no ports.
-    outer: Tuple<F>,
-}
-
-impl<F: Balanced> Quote<F> {
-    /// The flow of an answer to the quoted packet.
-    #[inline(always)]
-    pub fn answer(&self) -> &FlowKey<F> {
-        &self.answer
-    }
-}
 
 /// Decides about the ICMP packet whose IP header stands in the scratch memory, does it and counts it; the verdict's
 /// code.
@@ -101,7 +81,7 @@ fn echo<F: Balanced, P: Packet>(packet: &mut P, headers: &Headers<F>, hook: Hook
         // Without room the later fragments stay untouched and the answer is never whole.
         let _ = F::fragments().insert(headers.fragment_key(), FragmentValue::default(), 0);
     }
-    match answered(packet, headers).and_then(|()| reject::send_back(packet, headers.l3, hook.back())) {
+    match answered(packet, headers).and_then(|()| send_back(packet, headers.l3, hook.back())) {
         Ok(()) => Verdict::Echoed,
         Err(Refused) => Verdict::RefusalFailed,
     }
@@ -131,10 +111,10 @@ fn update<P: Packet>(packet: &mut P, offset: usize, change: Sum) -> Result<(), R
 #[inline(always)]
 fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let Work { headers, way, opening, quote, answer, .. } = work;
-    if quoted(packet, headers, quote).is_none() {
+    if quote::read(packet, headers, quote).is_none() {
         return Verdict::NotOurs;
     }
-    if !flood::read_anywhere(&quote.answer, &mut opening.entry) || !belongs(&opening.entry, hook) {
+    if !proof::read_anywhere(&quote.answer, &mut opening.entry) || !belongs(&opening.entry, hook) {
         return Verdict::NotOurs;
     }
     let entry = &opening.entry;
@@ -160,33 +140,6 @@ fn error<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook)
     } else {
         translated(packet, headers, quote)
     }
-}
-
-/// Reads what an error quotes: a TCP, UDP or SCTP packet with its ports, sent by the one the error is addressed to.
-#[inline(never)]
-pub fn quoted<F: Balanced, P: Packet>(
-    packet: &mut P,
-    headers: &Headers<F>,
-    quote: &mut Quote<F>,
-) -> Option<()> {
-    let inner = &mut quote.headers;
-    if headers.l4 > OFFSET_MASK - 128 {
-        return None;
-    }
-    // The compiler must not know its bound, or it leaves out the mask that the verifier wants to see.
-    inner.l3 = core::hint::black_box(headers.l4 + ICMP_LEN);
-    F::parse(packet, inner)?;
-    if !inner.flow.protocol.is_balanced()
-        || inner.fragment == Fragment::Later
-        || inner.flow.tuple.src != headers.flow.tuple.dst
-    {
-        return None;
-    }
-    let [src_port, dst_port]: [Be16; 2] = packet.load(inner.l4)?;
-    inner.flow.tuple.src_port = src_port;
-    inner.flow.tuple.dst_port = dst_port;
-    quote.answer = FlowKey::new(inner.flow.tuple.reversed(), inner.flow.protocol);
-    Some(())
 }
 
 /// Rewrites and leaves the rest to the stack.

@@ -6,75 +6,16 @@
 //! A quoted packet whose checksum the hardware was to complete (`CHECKSUM_PARTIAL`) goes back to the virtual device
 //! it came from, whose other end takes such a packet for intact, whatever its checksums say.
 
-use lb_common::{
-    checksum::Sum,
-    conntrack::TcpFlags,
-    family::{Address as _, V4, V6},
-    verdict::Verdict,
-};
+use lb_common::{checksum::Sum, conntrack::TcpFlags, family::Address as _, verdict::Verdict};
 
 use crate::{
     allowance,
-    maps::{DEVICES, FamilyMaps},
+    answer::{Answer, FamilyAnswer, ICMP_LEN, IcmpHeader, Message, send_back},
+    hook::Back,
+    maps::DEVICES,
     packet::{CHUNK, Packet, Refused},
     parse::{Fragment, Headers},
-    reject::{Answer, Back, FamilyAnswer, send_back},
 };
-
-/// Length of an ICMP error header.
-const ICMP_LEN: usize = 8;
-
-/// An ICMP error without its quotation (RFC 792, RFC 4443).
-#[derive(Clone, Copy)]
-#[repr(C)]
-pub struct IcmpHeader {
-    type_code: [u8; 2],
-    checksum: u16,
-    rest: [u8; 4],
-}
-
-/// What an error says: type and code, and the four bytes behind the checksum.
-#[derive(Clone, Copy)]
-pub struct Message {
-    type_code: [u8; 2],
-    rest: [u8; 4],
-}
-
-/// A family's errors.
-pub trait FamilyError: FamilyMaps {
-    /// Bytes it quotes at most, and what that is in chunks.
-    const QUOTED_MAX: usize;
-    /// Nobody listens there.
-    const PORT_UNREACHABLE: Message;
-    /// TTL or hop limit has run out.
-    const TIME_EXCEEDED: Message;
-    /// The next hop takes no more than `mtu` bytes (RFC 1191; RFC 4443, 3.2).
-    fn too_big(mtu: u16) -> Message;
-}
-
-impl FamilyError for V4 {
-    const QUOTED_MAX: usize = 576 - 20 - ICMP_LEN;
-    const PORT_UNREACHABLE: Message = Message { type_code: [3, 3], rest: [0; 4] };
-    const TIME_EXCEEDED: Message = Message { type_code: [11, 0], rest: [0; 4] };
-
-    #[inline(always)]
-    fn too_big(mtu: u16) -> Message {
-        let [high, low] = mtu.to_be_bytes();
-        Message { type_code: [3, 4], rest: [0, 0, high, low] }
-    }
-}
-
-impl FamilyError for V6 {
-    const QUOTED_MAX: usize = 1280 - 40 - ICMP_LEN;
-    const PORT_UNREACHABLE: Message = Message { type_code: [1, 4], rest: [0; 4] };
-    const TIME_EXCEEDED: Message = Message { type_code: [3, 0], rest: [0; 4] };
-
-    #[inline(always)]
-    fn too_big(mtu: u16) -> Message {
-        let [high, low] = mtu.to_be_bytes();
-        Message { type_code: [2, 0], rest: [0, 0, high, low] }
-    }
-}
 
 /// Answers a packet that the program could not send on; `verdict` says why, `mtu` how much the next hop takes.
 ///

@@ -1,13 +1,15 @@
 //! The datapath: entry points only. Each turns its context into a packet or a call, lets the stages decide, and
 //! turns the verdict into a return code.
 //!
-//! Files in the order of a packet's way: `packet` (memory), `parse`, `concern`, `balance` (the way through the stages),
-//! `open` (connections), `conntrack`, `flood`, `frontend`, `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`, `reject`, `icmp_error`; `icmp` for what
-//! quotes another packet; `socket` for the socket hooks; `counters`.
+//! Files in the order of a packet's way: `packet` (memory), `parse`, `concern` (may it be ours?), `balance` (its connection), `open`
+//! (a connection for it), and what these ask: `work` (where it is worked out), `hook`, `kinds`, `conntrack`, `flood`, `proof`, `frontend`,
+//! `host_socket`, `client`, `backend`, `nat`, `forward`, `tunnel`. Answers of our own: `answer`, `reject`, `icmp_error`; `icmp` and
+//! `quote` for what quotes another packet; `socket` for the socket hooks; `counters`.
 #![no_std]
 #![no_main]
 
 mod allowance;
+mod answer;
 mod backend;
 mod balance;
 mod client;
@@ -18,19 +20,24 @@ mod flood;
 mod forward;
 mod frontend;
 mod globals;
+mod hook;
 mod host_socket;
 mod icmp;
 mod icmp_error;
+mod kinds;
 mod maps;
 mod nat;
 mod open;
 mod packet;
 mod parse;
+mod proof;
+mod quote;
 mod reject;
 mod service_cidr;
 mod socket;
 mod tunnel;
 mod vip;
+mod work;
 
 use aya_ebpf::{
     bindings::{__sk_buff, TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action, xdp_md},
@@ -44,12 +51,14 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Hook, Work, balance, complain},
+    balance::{balance, complain},
+    hook::Hook,
     icmp::icmp,
     open::{claim, open, record},
     packet::{Opens, Packet as _, TcPacket, XdpPacket},
     parse::{Carries, ETHERNET_LEN, parse, parse_link},
     socket::{Call4, Call6, CallMapped, Luck, answer, dial, is_mapped},
+    work::{Balanced, Work},
 };
 
 /// From the network: DNAT, SNAT for remote backends, and their answers.

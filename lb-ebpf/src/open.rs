@@ -8,26 +8,27 @@ use lb_common::{
     device::NodeAddressKey,
     family::Address as _,
     flow::Tuple,
-    frontend::{Empty, FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
+    frontend::{Empty, FrontendFlags, FrontendKind, FrontendValue, Run},
     kind::Kind,
     verdict::{DropReason, Verdict},
 };
 
 use crate::{
     backend::{self, Choice, Chosen},
-    balance::{Balanced, Hook, UNKNOWN, Work, applied, remember_fragment, sent, translated},
+    balance::{UNKNOWN, applied, remember_fragment, sent, translated},
     client::{self, Source},
-    concern,
     conntrack::{self, Opening},
     counters::count_connection,
     flood,
     forward::{self, Route, Way},
     frontend,
     globals::{forwards_pods, now_ns, random},
-    host_socket,
+    hook::Hook,
+    host_socket, kinds,
     packet::{Opens, Packet},
     parse::{ETHERNET_LEN, Headers},
-    reject, service_cidr, tunnel, vip,
+    proof, reject, service_cidr, tunnel, vip,
+    work::{Balanced, Work},
 };
 
 /// Opens a connection for the packet whose headers stand in the scratch memory, or refuses to, unless its flow is one of a
@@ -56,7 +57,7 @@ pub fn open<F: Balanced, P: Opens<F>>(packet: &mut P, hook: u32) -> u32 {
 /// [`known`] of a flow that is one of a flood.
 #[inline(never)]
 fn flooded<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> u32 {
-    match flood::find(&mut work.opening, &work.headers) {
+    match proof::find(&mut work.opening, &work.headers) {
         Some(entry) => applied::<F, P, false>(packet, work, entry, hook),
         None => UNKNOWN,
     }
@@ -67,7 +68,7 @@ fn flooded<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>, hook: Hoo
 fn opened<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Hook) -> Verdict {
     let headers = &work.headers;
     if work.is_tunnelled == 0 {
-        dial(headers, &mut work.dialled);
+        frontend::dial(headers, &mut work.dialled);
     }
     let Some(frontend) = frontend::lookup(&work.dialled) else {
         return unknown(packet, work, hook);
@@ -110,12 +111,6 @@ fn opened<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: Ho
     }
 }
 
-/// Notes what a packet dials.
-#[inline(never)]
-pub fn dial<F: Balanced>(headers: &Headers<F>, dialled: &mut FrontendKey<F>) {
-    *dialled = FrontendKey::new(headers.flow.tuple.dst, headers.flow.tuple.dst_port, headers.flow.protocol);
-}
-
 /// Notes who asks for a backend, and with which luck.
 #[inline(never)]
 fn ask<F: Balanced>(headers: &Headers<F>, run: Run, set: MemberSets, choice: &mut Choice<F>) {
@@ -152,7 +147,7 @@ fn unknown<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>, hook: H
 fn beside<F: Balanced, P: Opens<F>>(packet: &mut P, work: &mut Work<F>) -> Verdict {
     work.opening.to = work.headers.flow.tuple;
     work.opening.flags = ConnectionFlags(0);
-    concern::note_kind(Kind::Beside, Coarse::from_ns(now_ns()));
+    kinds::note_kind(Kind::Beside, Coarse::from_ns(now_ns()));
     match recorded(packet, work) {
         Ok(()) => translated(packet, &work.headers, &work.opening.to),
         Err(reason) => reason,

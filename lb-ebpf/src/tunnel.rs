@@ -18,18 +18,17 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Balanced, Work},
+    answer::Answer,
     conntrack,
     counters::{self, Seen},
-    flood,
     forward::{self, Way},
-    frontend, icmp,
+    frontend,
     maps::TUNNELS,
     nat::{self, Hop},
-    open::dial,
     packet::{Packet, Refused},
     parse::{Carries, ETHERNET_LEN, Fragment, Headers, parse},
-    reject::Answer,
+    proof, quote,
+    work::{Balanced, Work},
 };
 
 /// What [`unwrap`] says of a tunnel that is none of ours: no code of [`Carries`].
@@ -184,7 +183,7 @@ fn inside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Option<
     let is_ours = match carries {
         Carries::Transport => is_served(work),
         Carries::Icmp if P::HANDS_ON => false,
-        Carries::Icmp => icmp::quoted(packet, &work.headers, &mut work.quote).is_some() && is_answered(work),
+        Carries::Icmp => quote::read(packet, &work.headers, &mut work.quote).is_some() && is_answered(work),
         Carries::Tunnel => false,
     };
     if is_ours { Some(carries) } else { None }
@@ -194,7 +193,7 @@ fn inside<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> Option<
 #[inline(always)]
 fn is_served<F: Balanced>(work: &mut Work<F>) -> bool {
     let own = work.dialled.addr;
-    dial(&work.headers, &mut work.dialled);
+    frontend::dial(&work.headers, &mut work.dialled);
     if let Some(frontend) = frontend::lookup(&work.dialled) {
         return frontend.flags.has(FrontendFlags::DSR);
     }
@@ -208,5 +207,5 @@ fn is_served<F: Balanced>(work: &mut Work<F>) -> bool {
 #[inline(always)]
 fn is_answered<F: Balanced>(work: &mut Work<F>) -> bool {
     let entry = &mut work.opening.entry;
-    flood::read_anywhere(work.quote.answer(), entry) && entry.flags == ConnectionFlags::default()
+    proof::read_anywhere(&work.quote.answer, entry) && entry.flags == ConnectionFlags::default()
 }
