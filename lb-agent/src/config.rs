@@ -20,8 +20,8 @@ use thiserror::Error;
 
 use crate::{
     datapath::{
-        attach::AttachMode,
         devices::{NodePortAddresses, Patterns},
+        hook::AttachMode,
         local::DetectLocal,
         xdp::XdpMode,
     },

@@ -28,8 +28,8 @@ const PATIENCE_MS: libc::c_int = 100;
 pub enum Ends {
     /// Devices without link-layer header, as those of WireGuard and ipip.
     Tun,
-    /// Ethernet devices like those whose drivers leave data where the hardware put it: what is received has no more than its first
-    /// [`LINEAR_BYTES`] in the linear part of its buffer.
+    /// Ethernet devices like those whose drivers leave data where the hardware put it: what is received has no more than its
+    /// first 34 bytes in the linear part of its buffer.
     Scattered,
 }
 

@@ -21,11 +21,12 @@ use aya::maps::{HashMap, Map, MapData};
 use futures::TryStreamExt as _;
 use lb_agent::datapath::{
     OBJECT,
-    attach::{AttachMode, Attacher, CGROUP_PROGRAMS, Hook, Mechanism},
+    attach::{Attacher, CGROUP_PROGRAMS},
     bpf::{self, AttachType},
     cleanup::{Cleaned, cleanup},
     devices::{NodePortAddresses, Patterns},
     follow::{FollowConfig, Follower},
+    hook::{AttachMode, Hook, Mechanism},
     load::{self, LoadConfig, LoadError},
     local::DetectLocal,
     pins::{Pins, PinsError},

@@ -9,8 +9,8 @@ use super::{Dirs, node_args::NodeArgs};
 use crate::{
     config::{self, Config, PortRange, Source},
     datapath::{
-        attach::AttachMode,
         devices::{NodePortAddresses, Patterns},
+        hook::AttachMode,
         local::{DetectLocal, DetectLocalHints, DetectLocalMode},
         xdp::XdpMode,
     },

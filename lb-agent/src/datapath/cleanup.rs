@@ -11,9 +11,10 @@ use rtnetlink::{Handle, packet_route::tc::TcHandle};
 use serde::Serialize;
 
 use super::{
-    attach::{ClsactRecord, name_of, remove_link},
     bpf::{self, LinkTarget},
-    pins::{Lock, Pins, PinsError},
+    clsact::{ClsactRecord, name_of},
+    links::remove_link,
+    pins::{Lock, Pins, PinsError, names_in, versions_in},
 };
 
 /// What a cleanup did.
@@ -80,14 +81,6 @@ pub async fn retire_other_versions(pin_dir: &Path, current: &Pins) -> Result<Cle
     Ok(cleaned)
 }
 
-/// The pins of every ABI version under `pin_dir`.
-pub(super) fn versions_in(pin_dir: &Path) -> Vec<Pins> {
-    names_in(pin_dir)
-        .filter(|name| name.parse::<u32>().is_ok())
-        .map(|name| Pins::at(pin_dir.join(name)))
-        .collect()
-}
-
 fn remove_directories(pins: &Pins, cleaned: &mut Cleaned) {
     for dir in [pins.links(), pins.clsact(), pins.dir().to_owned()] {
         cleaned.note(format!("directory {}", dir.display()), fs::remove_dir(&dir));
@@ -96,16 +89,6 @@ fn remove_directories(pins: &Pins, cleaned: &mut Cleaned) {
 
 fn clsact_records(pins: &Pins) -> Vec<ClsactRecord> {
     names_in(&pins.clsact()).filter_map(|name| ClsactRecord::read(pins, name.parse().ok()?)).collect()
-}
-
-fn names_in(dir: &Path) -> impl Iterator<Item = String> {
-    let mut names: Vec<String> = fs::read_dir(dir)
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
-    names.sort();
-    names.into_iter()
 }
 
 fn remove_links(pins: &Pins, cleaned: &mut Cleaned) {

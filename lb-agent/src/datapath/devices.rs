@@ -211,7 +211,11 @@ fn device_flags(device: &Device, detect_local: &DetectLocal) -> DeviceFlags {
         ARPHRD_ETHER | ARPHRD_LOOPBACK => DeviceFlags::default(),
         _ => DeviceFlags::L3,
     };
-    if detect_local.is_pod_device(device) { flags.with(DeviceFlags::POD) } else { flags }
+    if detect_local.is_pod_device(&device.name, device.controller.as_deref()) {
+        flags.with(DeviceFlags::POD)
+    } else {
+        flags
+    }
 }
 
 /// The address that packets leaving by `device` get: its own primary one, else the node's.

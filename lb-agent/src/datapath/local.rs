@@ -13,8 +13,6 @@ use lb_common::{
 };
 use thiserror::Error;
 
-use super::devices::Device;
-
 /// Flags that do not go together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum DetectLocalError {
@@ -108,10 +106,10 @@ impl DetectLocal {
         }
     }
 
-    /// True if what comes in by `device` is a pod's. Names count, not numbers: the device may come later, or again
+    /// True if what comes in by a device of this name, and of this bridge, is a pod's. Names count, not numbers: the device may come later, or again
     /// (spec 4.53). A port of a bridge goes by its bridge's name too, which is what a packet comes in by for IP.
-    pub fn is_pod_device(&self, device: &Device) -> bool {
-        let mut names = [Some(&device.name), device.controller.as_ref()].into_iter().flatten();
+    pub fn is_pod_device(&self, name: &str, bridge: Option<&str>) -> bool {
+        let mut names = [Some(name), bridge].into_iter().flatten();
         match self {
             Self::BridgeInterface(bridge) => names.any(|name| name == bridge),
             Self::InterfaceNamePrefix(prefix) => names.any(|name| name.starts_with(prefix)),
@@ -179,25 +177,24 @@ mod tests {
 
     #[test]
     fn devices_go_by_their_name_and_their_bridges() {
-        let device = |name: &str, controller: Option<&str>| Device {
-            name: name.into(),
-            controller: controller.map(Into::into),
-            ..Device::default()
-        };
         let bridge = DetectLocal::BridgeInterface("cni0".into());
         let prefix = DetectLocal::InterfaceNamePrefix("cali".into());
         let rows = [
-            (&bridge, device("cni0", Option::None), true),
-            (&bridge, device("veth1", Some("cni0")), true),
-            (&bridge, device("veth1", Some("docker0")), false),
-            (&bridge, device("cni01", Option::None), false),
-            (&prefix, device("cali7", Option::None), true),
-            (&prefix, device("veth1", Some("cali0")), true),
-            (&prefix, device("eth0", Option::None), false),
-            (&DetectLocal::NodeCidr, device("cali7", Option::None), false),
+            (&bridge, ("cni0", Option::None), true),
+            (&bridge, ("veth1", Some("cni0")), true),
+            (&bridge, ("veth1", Some("docker0")), false),
+            (&bridge, ("cni01", Option::None), false),
+            (&prefix, ("cali7", Option::None), true),
+            (&prefix, ("veth1", Some("cali0")), true),
+            (&prefix, ("eth0", Option::None), false),
+            (&DetectLocal::NodeCidr, ("cali7", Option::None), false),
         ];
-        for (detect, device, expected) in rows {
-            assert_eq!(detect.is_pod_device(&device), expected, "spec 4.53: {detect:?} {device:?}");
+        for (detect, (name, bridge), expected) in rows {
+            assert_eq!(
+                detect.is_pod_device(name, bridge),
+                expected,
+                "spec 4.53: {detect:?} {name} {bridge:?}"
+            );
         }
     }
 

@@ -5,12 +5,16 @@
 //! can be found again from the pin directory alone, by the next agent and by `cleanup`.
 
 pub mod attach;
+pub mod attach_error;
 pub mod bpf;
 pub mod cleanup;
+mod clsact;
 pub mod devices;
 pub mod follow;
 pub mod globals;
+pub mod hook;
 pub mod kernel;
+mod links;
 pub mod load;
 pub mod local;
 pub mod node_maps;

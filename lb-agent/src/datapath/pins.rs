@@ -136,6 +136,25 @@ impl Drop for Lock {
     }
 }
 
+/// The pins of every ABI version under `pin_dir`.
+pub(super) fn versions_in(pin_dir: &Path) -> Vec<Pins> {
+    names_in(pin_dir)
+        .filter(|name| name.parse::<u32>().is_ok())
+        .map(|name| Pins::at(pin_dir.join(name)))
+        .collect()
+}
+
+/// Names in a directory, in order; none if it cannot be read.
+pub(super) fn names_in(dir: &Path) -> impl Iterator<Item = String> {
+    let mut names: Vec<String> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort();
+    names.into_iter()
+}
+
 /// The longest part of `path` that exists.
 fn existing_ancestor(path: &Path) -> &Path {
     path.ancestors().find(|ancestor| ancestor.exists()).unwrap_or(Path::new("/"))

@@ -16,10 +16,10 @@ use lb_common::device::DeviceRole;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    attach::{AttachError, remove_link},
+    attach_error::AttachError,
     bpf::{self, AttachType, LinkTarget},
-    cleanup::versions_in,
-    pins::Pins,
+    links::remove_link,
+    pins::{Pins, versions_in},
 };
 
 /// How XDP is to be used.

@@ -5,7 +5,7 @@ use std::{fmt::Display, path::Path};
 use aya::maps::{Array, MapData};
 use lb_common::{bit_set, limits::BIT_SET_WORDS};
 
-use super::{MapError, bpf::Table};
+use super::{MapError, table::Table};
 
 /// One of the maps, and what is in it.
 pub(super) struct BitSet {

@@ -8,6 +8,7 @@ mod bit_set;
 pub mod bpf;
 pub mod dump;
 pub mod fake;
+mod table;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -58,6 +58,13 @@ pub struct Host {
     pub hints: Option<Box<Hints>>,
 }
 
+impl Host {
+    /// True if it runs on `node` (spec 2.2).
+    pub fn runs_on(&self, node: &Node) -> bool {
+        !node.name.is_empty() && self.node.as_ref() == Some(&node.name)
+    }
+}
+
 /// Conditions with their defaults filled in (spec 2.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Conditions {
@@ -139,7 +146,7 @@ pub fn gather<'a, F: Family>(
     for group in slices.flat_map(|slice| &slice.groups) {
         for serving in group.ports.iter().filter(|serving| serving.name == *port) {
             for host in group.hosts.iter().filter(|host| F::Addr::from_ip(host.addr).is_some()) {
-                let backend = Backend { host, port: serving.port, is_local: node.runs(host) };
+                let backend = Backend { host, port: serving.port, is_local: host.runs_on(node) };
                 let known = found.entry((host.addr, serving.port)).or_insert(backend);
                 if !host.conditions.terminating {
                     *known = backend;

@@ -4,8 +4,6 @@ use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 
-use crate::model::backend::Host;
-
 /// What decides which backends are local and which hints mean this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Node {
@@ -15,13 +13,6 @@ pub struct Node {
     pub zone: Option<Arc<str>>,
     /// `spec.podCIDRs` of the own Node object: the networks of this node's pods.
     pub pod_cidrs: Box<[IpNet]>,
-}
-
-impl Node {
-    /// True if `host` is on this node (spec 2.2).
-    pub fn runs(&self, host: &Host) -> bool {
-        !self.name.is_empty() && host.node.as_ref() == Some(&self.name)
-    }
 }
 
 /// Another node, as far as tunnels from and to it are concerned.
