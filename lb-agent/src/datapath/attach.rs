@@ -13,9 +13,9 @@
 
 use std::{
     collections::BTreeMap,
-    fs::{self, File},
+    fs::File,
     os::fd::{AsFd as _, BorrowedFd},
-    path::{Path, PathBuf},
+    path::Path,
 };
 
 use aya::programs::{Program, SchedClassifier, Xdp};
@@ -30,7 +30,7 @@ use super::{
     kernel::Release,
     links::{LinkSlot, ifindex_of_pin, remove_link, remove_tcx_links, tcx_pin},
     load::{self, Datapath, LoadError},
-    pins::{self, Pins},
+    pins::{self, Pins, names_in},
     xdp::{self, XdpMode, XdpState},
 };
 
@@ -281,15 +281,8 @@ impl Attacher {
 }
 
 fn pinned_devices(pins: &Pins) -> Vec<u32> {
-    let names = |dir: PathBuf| {
-        fs::read_dir(dir)
-            .into_iter()
-            .flatten()
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect::<Vec<_>>()
-    };
-    let tcx = names(pins.links()).into_iter().filter_map(|name| ifindex_of_pin(&name));
-    let clsact = names(pins.clsact()).into_iter().filter_map(|name| name.parse().ok());
+    let tcx = names_in(&pins.links()).filter_map(|name| ifindex_of_pin(&name));
+    let clsact = names_in(&pins.clsact()).filter_map(|name| name.parse().ok());
     let mut devices: Vec<u32> = tcx.chain(clsact).collect();
     devices.sort_unstable();
     devices.dedup();

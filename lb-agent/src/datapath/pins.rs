@@ -145,7 +145,7 @@ pub(super) fn versions_in(pin_dir: &Path) -> Vec<Pins> {
 }
 
 /// Names in a directory, in order; none if it cannot be read.
-pub(super) fn names_in(dir: &Path) -> impl Iterator<Item = String> {
+pub(super) fn names_in(dir: &Path) -> impl Iterator<Item = String> + use<> {
     let mut names: Vec<String> = fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -185,4 +185,24 @@ fn mount_bpffs() -> io::Result<()> {
 /// The id of a cgroup directory as links report it: its inode.
 pub fn cgroup_id(path: &Path) -> io::Result<u64> {
     fs::metadata(path).map(|metadata| metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_ends_with_its_holder_whatever_a_child_still_has() -> anyhow::Result<()> {
+        let dir = std::env::temp_dir().join(format!("lb-agent-lock-{}", std::process::id()));
+        fs::create_dir(&dir)?;
+        let pins = Pins::at(dir.clone());
+        let lock = pins.lock()?;
+        assert!(matches!(pins.lock(), Err(PinsError::InUse { .. })));
+        // As fork does: another descriptor of the same open file.
+        let of_a_child = lock.0.try_clone()?;
+        drop(lock);
+        drop(pins.lock()?);
+        drop(of_a_child);
+        Ok(fs::remove_dir(&dir)?)
+    }
 }
