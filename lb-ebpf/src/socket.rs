@@ -321,14 +321,15 @@ fn connected<F: FamilyMaps, C: Call<F>>(
         };
     }
     let backend = Endpoint::<F> { addr: chosen.value.addr, port: chosen.value.port };
-    let key = SockRevNatKey::<F>::new(cookie, backend.addr, backend.port, protocol);
-    let dialled = SockRevNatValue::<F> {
+    // By reference: by value, both would be copied to the stack once more (Linux 6.1).
+    let key = &SockRevNatKey::<F>::new(cookie, backend.addr, backend.port, protocol);
+    let dialled = &SockRevNatValue::<F> {
         addr: peer.addr,
         port: peer.port,
         _pad: 0,
         service_port: frontend.service_port,
     };
-    if luck == Luck::Connection || !is_remembered(&key, &dialled) {
+    if luck == Luck::Connection || !is_remembered(key, dialled) {
         // Without room the socket sees the backend's address; its data flows all the same.
         let _ = F::sock_rev_nat().insert(key, dialled, 0);
         count_connection(frontend.service_port, chosen.id);
