@@ -5,7 +5,7 @@
 use std::{
     collections::BTreeMap,
     io::{self, BufRead as _, BufReader, Write as _},
-    net::SocketAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     process::{ChildStdin, ChildStdout, Stdio},
     sync::{Mutex, PoisonError},
@@ -123,6 +123,14 @@ impl Target {
     #[must_use]
     pub fn from(self, from: SocketAddr) -> Self {
         Self { from: Some(from), ..self }
+    }
+
+    /// From this port of whatever local address the kernel chooses.
+    #[must_use]
+    pub fn from_port(self, port: u16) -> Self {
+        let any: IpAddr =
+            if self.to.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        self.from(SocketAddr::new(any, port))
     }
 
     /// With datagrams of this many bytes.

@@ -68,7 +68,14 @@ fn every_way_of_a_packet_is_measured() {
 fn every_way_to_a_service_serves_and_is_measured() {
     let mut cases = Vec::new();
     for measure in ["TCP connect-request-close", "UDP new flows", "UDP round trips", "bulk TCP"] {
-        let floors = ["direct", "floor: empty programs", "floor: forwarded by a program"];
+        let floors = [
+            "direct",
+            "floor: empty programs",
+            "floor: a connection recorded by its socket",
+            "floor: a connection recorded in its socket's storage",
+            "floor: forwarded by a program",
+            "floor: forwarded by a program that records both directions",
+        ];
         cases.extend(floors.map(|way| format!("{measure}, {way}")));
         let by = ["socket", "tc", "tc, sent on past the stack", "nftables", "iptables"]
             .map(|by| format!("ClusterIP by {by}"));

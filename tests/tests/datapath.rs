@@ -7,6 +7,8 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
 };
 
 use lb_common::{
@@ -31,6 +33,8 @@ use socket2::{Domain, Socket, Type};
 const CLIENT_PORT: u16 = 40_000;
 const PORT: u16 = 80;
 const TARGET: u16 = 8080;
+/// For what other processes are to do.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A tick of the slowest kernels, nanoseconds.
 const TICK_NS: u64 = 10_000_000;
@@ -709,6 +713,15 @@ macro_rules! cases {
                     assert_eq!(node.verdicts()[&Verdict::SnatPorts].0, 1);
                     assert_eq!(node.connections::<F>(), 2, "the first connection only");
                     drop(sockets);
+                    // A child that another test is starting has them too, until its exec.
+                    let begun = Instant::now();
+                    while node.run(Hook::FromNetwork, &packet) == dropped(&packet) {
+                        assert!(
+                            begun.elapsed() < PATIENCE,
+                            "{protocol:?}: sockets that are closed are waited for"
+                        );
+                        thread::sleep(Duration::from_millis(10));
+                    }
                     let later = forward(&mut node, Hook::FromNetwork, &opening(50_000));
                     assert_ne!(later.src.1, free, "the sockets are gone, the connection is not");
                 }
