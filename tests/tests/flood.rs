@@ -17,14 +17,13 @@ use lb_common::{
     sctp::{DATA, INIT, INIT_ACK},
 };
 use lb_tests::{
+    both_families,
     cluster::At,
     objects::service,
     packet::{ACK, Icmp, Packet, RST, SYN, SYN_ACK, tunnelled},
     probe::Target,
     process::eventually,
-    prog::{
-        ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC, through_xdp,
-    },
+    prog::{ENTRIES_MAX, Hook, LoadOptions, Node, Places, REDIRECT, SHOT, Server, Service, UNSPEC},
     scene::{Scene, cluster_ip, dual, ready},
 };
 
@@ -502,37 +501,7 @@ macro_rules! cases {
 cases!(cases4, V4);
 cases!(cases6, V6);
 
-/// Makes one test per family of each, and of those before the semicolon two: with XDP too.
-macro_rules! tests {
-    ($($xdp:ident)+; $($name:ident)+) => {
-        $(
-            mod $xdp {
-                tests!(@both $xdp);
-                #[test]
-                fn ipv4_xdp() {
-                    super::through_xdp(super::cases4::$xdp);
-                }
-                #[test]
-                fn ipv6_xdp() {
-                    super::through_xdp(super::cases6::$xdp);
-                }
-            }
-        )+
-        $(mod $name { tests!(@both $name); })+
-    };
-    (@both $name:ident) => {
-        #[test]
-        fn ipv4() {
-            super::cases4::$name();
-        }
-        #[test]
-        fn ipv6() {
-            super::cases6::$name();
-        }
-    };
-}
-
-tests! {
+both_families! {
     a_flood_evicts_no_established_connection
     who_connects_in_a_flood_is_served
     ;

@@ -27,38 +27,43 @@ pub enum Group {
 }
 
 /// Files in `tests/tests` that load BPF programs.
-const KERNEL: [&str; 13] = [
+const KERNEL: [&str; 16] = [
     "agreement",
     "attach",
     "concern",
     "conntrack_gc",
     "contract",
     "datapath",
+    "dsr",
+    "flood",
     "flow_tables",
     "forward_pods",
     "icmp",
     "maps_bpf",
     "old_kernel",
     "sctp",
+    "untouched",
     "xdp",
 ];
 /// Files in `tests/tests` that make namespaces.
-const E2E: [&str; 16] = [
+const E2E: [&str; 18] = [
     "benchmarks",
     "cli",
     "demo",
     "end_to_end",
-    "wires",
     "life_cycle",
     "netns",
     "node_state",
     "observability",
+    "path_mtu",
     "policies",
     "sctp_end_to_end",
     "sockets",
+    "source_ports",
     "story",
     "title_paths",
     "titles",
+    "wires",
     "xdp_end_to_end",
 ];
 
@@ -209,6 +214,17 @@ mod tests {
         let error = tallied(&mut command("sh", &["-c", script]), &mut tally).unwrap_err();
         assert!(error.to_string().contains("101"), "{error}");
         assert_eq!(tally, Tally { passed: 1, failed: 2 });
+    }
+
+    /// A file of tests says so at its head.
+    #[test]
+    fn what_needs_root_is_not_among_the_fast() {
+        for name in other_files().unwrap() {
+            let file = workspace().join("tests/tests").join(&name).with_extension("rs");
+            let text = std::fs::read_to_string(file).unwrap_or_default();
+            let mut head = text.lines().take_while(|line| line.starts_with("//!"));
+            assert!(!head.any(|line| line.contains("Needs root")), "{name} needs root");
+        }
     }
 
     #[test]
