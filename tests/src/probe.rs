@@ -15,7 +15,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::process::{Place, Process};
+use crate::process::{Place, Process, eventually};
 
 /// What a pod says about a request it served: a JSON line over HTTP, a datagram over UDP.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -163,6 +163,8 @@ pub enum Request {
     Fetch(Target, String),
     /// Begins asking without pause, each time on a socket of its own, from this many threads.
     StartLoad(Target, usize),
+    /// The load's tally so far.
+    LoadSoFar,
     /// Ends the load and returns the tally.
     StopLoad,
 }
@@ -178,7 +180,7 @@ pub enum Response {
     Done,
     /// To `Fetch`.
     Bytes(usize),
-    /// To `StopLoad`.
+    /// To `LoadSoFar` and `StopLoad`.
     Tally(Tally),
     /// It failed.
     Error(ClientError),
@@ -292,9 +294,21 @@ impl Probe {
         }
     }
 
+    /// Waits until the load has had `more` further answers: an error if it has not within twenty seconds.
+    pub fn load_goes_on(&self, more: u64) -> Result<()> {
+        let enough = self.load(&Request::LoadSoFar)?.answered() + more;
+        eventually("does the load go on", Duration::from_secs(20), || {
+            Ok(self.load(&Request::LoadSoFar)?.answered() >= enough)
+        })
+    }
+
     /// Ends the load.
     pub fn stop_load(&self) -> Result<Tally> {
-        match self.request(&Request::StopLoad)? {
+        self.load(&Request::StopLoad)
+    }
+
+    fn load(&self, request: &Request) -> Result<Tally> {
+        match self.request(request)? {
             Response::Tally(tally) => Ok(tally),
             other => bail!("unexpected {other:?}"),
         }

@@ -452,12 +452,14 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
         for conversation in &kept {
             conversation.ask()?.with_context(|| format!("killed, round {round}"))?;
         }
+        probes.iter().try_for_each(|probe| probe.load_goes_on(10))?;
         cluster.agent("node-a")?.start()?;
         cluster.agent("node-a")?.wait_until_ready()?;
         cluster.agent("node-a")?.stop()?;
         for conversation in &kept {
             conversation.ask()?.with_context(|| format!("stopped, round {round}"))?;
         }
+        probes.iter().try_for_each(|probe| probe.load_goes_on(10))?;
         cluster.agent("node-a")?.start()?;
         cluster.agent("node-a")?.wait_until_ready()?;
     }
@@ -467,7 +469,6 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
     for (probe, (from, target)) in probes.iter().zip(&clients) {
         let tally = probe.stop_load()?;
         ensure!(tally.failed() == 0, "{from:?} -> {}: {tally:?}", target.to);
-        ensure!(tally.answered() > 100, "a load worth the name: {tally:?}");
     }
     Ok(())
 }

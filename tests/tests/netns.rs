@@ -86,6 +86,7 @@ fn conversations_loads_and_large_bodies_work() {
     assert_eq!(probe.fetch(target, "/slow?chunks=3&interval_ms=1").unwrap(), Ok(24));
     probe.start_load(target, 2).unwrap();
     assert_eq!(conversation.ask().unwrap().unwrap().answer.pod, "two", "the probe serves beside its load");
+    probe.load_goes_on(10).unwrap();
     let tally = probe.stop_load().unwrap();
     assert_eq!(tally.failed(), 0, "{tally:?}");
     cluster.remove_pod("two").unwrap();

@@ -402,11 +402,13 @@ fn rolling_updates_lose_no_request() -> Result<()> {
                 eventually("is the change in force", PATIENCE, || {
                     Ok(scene.ask(&At::pod("b1"), target)?.is_ok_and(|reply| reply.answer.pod == watched))
                 })?;
+                clients.iter().try_for_each(|from| scene.cluster.probe(from)?.load_goes_on(4))?;
             }
         }
         for from in &clients {
             let tally = scene.cluster.probe(from)?.stop_load()?;
-            ensure!(tally.failed() == 0 && tally.answered() > 100, "{policy}, {from:?}: {tally:?}");
+            ensure!(tally.failed() == 0, "{policy}, {from:?}: {tally:?}");
+            ensure!(tally.answers.keys().eq(["a1", "a2"]), "{policy}, {from:?}: {tally:?}");
         }
     }
     Ok(())

@@ -204,11 +204,11 @@ fn attaching_and_upgrading_xdp_loses_no_packet() -> Result<()> {
         agent.wait_until_ready()?;
         ensure!(agent.cli_text("status", &[])?.contains("--xdp native"), "{round}");
         kept.ask()?.with_context(|| round.to_owned())?;
+        [&client, &outsider].iter().try_for_each(|probe| probe.load_goes_on(10))?;
     }
     for (probe, name) in [(&client, "connections"), (&outsider, "datagrams")] {
         let tally = probe.stop_load()?;
         ensure!(tally.failed() == 0, "{name}: {tally:?}");
-        ensure!(tally.answered() > 100, "a load worth the name: {name}: {tally:?}");
     }
     Ok(())
 }

@@ -5,7 +5,7 @@ use std::{
     io::{self, BufRead as _, BufReader, Read as _, Write as _},
     net::{SocketAddr, TcpStream, UdpSocket},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicBool, Ordering},
     },
     thread::{self, JoinHandle},
@@ -66,49 +66,53 @@ impl Client {
                 self.load = Some(Load::start(target, threads));
                 Ok(Response::Done)
             }
-            Request::StopLoad => {
-                let tally = self.load.take().map(Load::stop);
-                tally.map(Response::Tally).ok_or_else(|| ClientError::Other("no load runs".to_owned()))
-            }
+            Request::LoadSoFar => self.load.as_ref().map(Load::so_far).ok_or_else(no_load),
+            Request::StopLoad => self.load.take().map(Load::stop).ok_or_else(no_load),
         }
     }
+}
+
+fn no_load() -> ClientError {
+    ClientError::Other("no load runs".to_owned())
 }
 
 /// Threads that ask without pause.
 struct Load {
     stop: Arc<AtomicBool>,
-    threads: Vec<JoinHandle<Tally>>,
+    tally: Arc<Mutex<Tally>>,
+    threads: Vec<JoinHandle<()>>,
 }
 
 impl Load {
     fn start(target: Target, threads: usize) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let ask = |stop: Arc<AtomicBool>| thread::spawn(move || ask_until(&stop, target));
-        let threads = (0..threads).map(|_| ask(Arc::clone(&stop))).collect();
-        Self { stop, threads }
+        let (stop, tally) = (Arc::<AtomicBool>::default(), Arc::<Mutex<Tally>>::default());
+        let ask = || {
+            let (stop, tally) = (Arc::clone(&stop), Arc::clone(&tally));
+            thread::spawn(move || ask_until(&stop, target, &tally))
+        };
+        let threads = (0..threads).map(|_| ask()).collect();
+        Self { stop, tally, threads }
     }
 
-    fn stop(self) -> Tally {
+    fn so_far(&self) -> Response {
+        Response::Tally(self.tally.lock().unwrap_or_else(PoisonError::into_inner).clone())
+    }
+
+    fn stop(mut self) -> Response {
         self.stop.store(true, Ordering::Relaxed);
-        let mut sum = Tally::default();
-        for tally in self.threads.into_iter().filter_map(|thread| thread.join().ok()) {
-            for (pod, count) in tally.answers {
-                *sum.answers.entry(pod).or_default() += count;
-            }
-            for (error, count) in tally.failures {
-                *sum.failures.entry(error).or_default() += count;
-            }
+        for thread in self.threads.drain(..) {
+            // A thread that panicked has said so on stderr; what it had counted stays counted.
+            thread.join().ok();
         }
-        sum
+        self.so_far()
     }
 }
 
-fn ask_until(stop: &AtomicBool, target: Target) -> Tally {
-    let mut tally = Tally::default();
+fn ask_until(stop: &AtomicBool, target: Target, tally: &Mutex<Tally>) {
     while !stop.load(Ordering::Relaxed) {
-        tally.count(&Conversation::open(target).and_then(|mut conversation| conversation.ask()));
+        let outcome = Conversation::open(target).and_then(|mut conversation| conversation.ask());
+        tally.lock().unwrap_or_else(PoisonError::into_inner).count(&outcome);
     }
-    tally
 }
 
 /// A socket towards a target.
