@@ -445,7 +445,7 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
     let mut kept = Vec::new();
     for (probe, (_, target)) in probes.iter().zip(&clients) {
         kept.push(probe.open(*target)??);
-        probe.start_load(*target, 2)?;
+        probe.start_load(*target, 1)?;
     }
     for round in 0..3 {
         cluster.agent("node-a")?.kill()?;

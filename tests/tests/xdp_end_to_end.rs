@@ -194,8 +194,8 @@ fn attaching_and_upgrading_xdp_loses_no_packet() -> Result<()> {
     let Wired { mut cluster, _links } = cluster(&["--xdp", "off"])?;
     let (client, outsider) = (cluster.probe(&At::Client)?, cluster.probe(&At::Outsider)?);
     let kept = client.open(Target::http("192.0.2.11:31080")?)??;
-    client.start_load(Target::http("[2001:db8:2::11]:31080")?, 2)?;
-    outsider.start_load(Target::udp("192.0.2.11:31053")?, 2)?;
+    client.start_load(Target::http("[2001:db8:2::11]:31080")?, 1)?;
+    outsider.start_load(Target::udp("192.0.2.11:31053")?, 1)?;
     for round in ["attached", "replaced", "replaced again"] {
         let agent = cluster.agent("node-a")?;
         agent.stop()?;
