@@ -39,6 +39,9 @@ impl DeviceFlags {
     pub const XDP: Self = Self(2);
     /// What comes in by it is a pod's, as `--detect-local bridge-interface` or `interface-name-prefix` has it.
     pub const POD: Self = Self(4);
+    /// One end of a veth pair whose other end is in a pod's network namespace: `bpf_redirect_peer` (Linux 5.10) can hand it
+    /// packets there.
+    pub const PEER: Self = Self(8);
 }
 
 /// Value of `DEVICES` under the device's ifindex (u32).
@@ -54,6 +57,10 @@ pub struct DeviceValue {
     pub snat4: Addr4,
     /// The same for IPv6.
     pub snat6: Addr6,
+    /// Its link-layer address: frames to another are not for this device. Zero: it has none.
+    pub mac: [u8; 6],
+    /// Zero.
+    pub _pad: [u8; 2],
 }
 
 /// Key of `NODE_ADDRESSES`: an address of this node (kernel: type LOCAL).
@@ -72,6 +79,6 @@ pub struct NodeAddressValue {
     pub ifindex: u32,
 }
 
-const _: () = assert!(size_of::<DeviceValue>() == 28);
+const _: () = assert!(size_of::<DeviceValue>() == 36);
 const _: () = assert!(size_of::<NodeAddressKey<V4>>() == 4);
 const _: () = assert!(size_of::<NodeAddressKey<V6>>() == 16);

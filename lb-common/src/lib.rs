@@ -62,4 +62,4 @@ pub mod vip;
 
 /// Version of the layouts in this crate: the name of the pin directory (`/sys/fs/bpf/lb/<ABI_VERSION>`), so that an
 /// agent never opens maps whose bytes mean something else.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;

@@ -61,8 +61,6 @@ pub const SNAT_TRIES: u32 = 32;
 /// Of these tries, those after which a flow of a flood takes the port of another that has not yet proved itself.
 pub const FLOOD_TRIES: u32 = 4;
 
-/// VLAN tags skipped before the IP header.
-pub const VLAN_TAGS_MAX: u32 = 2;
 /// IPv6 extension headers skipped before the transport header.
 pub const IPV6_EXTENSIONS_MAX: u32 = 6;
 

@@ -94,7 +94,7 @@ pod! {
     AffinityKey<V4> { service_port: ServicePortId, kind: ClientKind, client: Client4 }
     AffinityKey<V6> { service_port: ServicePortId, kind: ClientKind, client: Client6 }
     AffinityValue { last_used_ns: u64, backend: BackendId, _pad: u32 }
-    DeviceValue { role: DeviceRole, flags: DeviceFlags, snat4: Addr4, snat6: Addr6 }
+    DeviceValue { role: DeviceRole, flags: DeviceFlags, snat4: Addr4, snat6: Addr6, mac: [u8; 6], _pad: [u8; 2] }
     NodeAddressKey<V4> { addr: Addr4 }
     NodeAddressKey<V6> { addr: Addr6 }
     NodeAddressValue { ifindex: u32 }

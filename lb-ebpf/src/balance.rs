@@ -111,6 +111,8 @@ fn stateless<F: Balanced, P: Packet>(packet: &mut P, work: &mut Work<F>) -> u32 
     opening.to = Tuple { dst: backend.node, ..Tuple::default() };
     let verdict =
         match routed(packet, headers, (&opening.to, Coarse::from_ns(now_ns())), F::HEADER_LEN as u16, way) {
+            // A device that answers by itself has its address in the way; another is asked for.
+            Ok(Route::Via) if !(way.starts_at(packet) || concern::is_addressed(packet)) => Verdict::NotOurs,
             Ok(Route::Via) if way.node.is_unspecified() => Verdict::SnatAddress,
             Ok(Route::Via) => {
                 opening.to.src = way.node;

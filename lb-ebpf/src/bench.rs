@@ -11,8 +11,8 @@ use aya_ebpf::{
     bindings::{bpf_adj_room_mode::BPF_ADJ_ROOM_MAC, bpf_fib_lookup, xdp_action},
     btf_maps::SkStorage,
     helpers::{
-        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_sk_release, bpf_skb_adjust_room,
-        bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
+        self, bpf_get_prandom_u32, bpf_jiffies64, bpf_redirect_neigh, bpf_redirect_peer, bpf_sk_release,
+        bpf_skb_adjust_room, bpf_skc_lookup_tcp, bpf_xdp_adjust_head,
     },
     macros::{btf_map, cgroup_sock_addr, classifier, map, xdp},
     maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray},
@@ -213,7 +213,12 @@ fn forwarded(context: &TcContext) -> i32 {
     params.__bindgen_anon_4.ipv4_dst = dst;
     let size = size_of::<bpf_fib_lookup>() as i32;
     // SAFETY: valid context; `params` is initialised and `size` bytes long.
-    match unsafe { helpers::bpf_fib_lookup(context.as_ptr(), &raw mut params, size, 0) } {
+    let found = unsafe { helpers::bpf_fib_lookup(context.as_ptr(), &raw mut params, size, 0) };
+    match found {
+        // SAFETY: no pointers.
+        0 if context.store(0, &[params.dmac, params.smac], 0).is_ok() => unsafe {
+            bpf_redirect_peer(params.ifindex, 0) as i32
+        },
         // SAFETY: no parameters: the kernel finds the neighbour.
         0 | 7 => unsafe { bpf_redirect_neigh(params.ifindex, core::ptr::null_mut(), 0, 0) as i32 },
         _ => -1,

@@ -2,14 +2,15 @@
 //! (`lb_common::bit_set`, `lb_common::kind`). Most packets of a node are not ours.
 
 use aya_ebpf::btf_maps::Array;
-use lb_common::{bit_set, family::Be16, kind::Kind, limits, vip};
+use lb_common::{bit_set, family::Be16, kind::Kind, limits, next_hop::Macs, vip};
 
 use crate::{
     flood,
     globals::snat_ports,
     hook::Hook,
     kinds,
-    maps::{FamilyMaps, PORTS, TARGET_PORTS, VIP_HASHES},
+    maps::{DEVICES, FamilyMaps, PORTS, TARGET_PORTS, VIP_HASHES},
+    packet::Packet,
     parse::Headers,
     service_cidr,
 };
@@ -33,6 +34,16 @@ pub fn has_frontends(port: Be16) -> bool {
 pub fn xdp(port: Be16) -> bool {
     let (min, count) = snat_ports();
     (port.get() as u32).wrapping_sub(min) < count || has_frontends(port)
+}
+
+/// True if the frame is addressed to the device it came in by, as far as the agent knows. Where nothing else says so, to be asked
+/// of what opens a connection: what is in none yet may have been meant for another node, and come here because a switch
+/// floods and somebody listens to all of it (promiscuous mode).
+#[inline(always)]
+pub fn is_addressed<P: Packet>(packet: &P) -> bool {
+    // SAFETY: replaced whole by the agent; read within this run.
+    let Some(device) = (unsafe { DEVICES.get(packet.ifindex()) }) else { return false };
+    packet.read::<Macs>(0).is_some_and(|macs| macs.0[0] == device.mac)
 }
 
 /// True if a packet with `headers` may concern tc at `hook`: it may dial a frontend, belong to a connection of a kind that is

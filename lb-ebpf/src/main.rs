@@ -100,7 +100,9 @@ pub fn tc_workload_egress(context: TcContext) -> i32 {
 #[inline(always)]
 fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
     let mut packet = TcPacket::new(context);
+    let is_for_others = link_len > 0 && hook.is_ingress() && packet.is_for_others();
     let verdict = match parse_link(&mut packet, link_len) {
+        _ if is_for_others => None,
         Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),
         Some((V6::ETHERTYPE, l3)) => family::<V6, _>(&mut packet, l3, hook),
         _ => None,
@@ -127,6 +129,7 @@ fn log(packet: &TcPacket, verdict: Option<Verdict>) {
 fn family<F: Balanced, P: Opens<F>>(packet: &mut P, l3: usize, hook: Hook) -> Option<(Verdict, u32)> {
     let work = Work::<F>::new()?;
     work.headers.l3 = l3;
+    work.way.comes_in = hook.is_ingress() as u32;
     work.is_tunnelled = 0;
     let mut carries = parse::<F, P>(packet, &mut work.headers)?;
     if carries == Carries::Tunnel && hook == Hook::UplinkIngress {

@@ -17,6 +17,7 @@ use crate::{
     backend::{self, Choice, Chosen},
     balance::{UNKNOWN, applied, remember_fragment, sent, translated},
     client::{self, Source},
+    concern,
     conntrack::{self, Opening},
     counters::count_connection,
     flood,
@@ -48,7 +49,7 @@ pub fn open<F: Balanced, P: Opens<F>>(packet: &mut P, hook: u32) -> u32 {
             return code;
         }
     }
-    if hook == Hook::WorkloadEgress {
+    if hook == Hook::WorkloadEgress || (P::HANDS_ON && !concern::is_addressed(packet)) {
         return Verdict::NotOurs as u32;
     }
     opened(packet, work, hook) as u32

@@ -13,8 +13,12 @@ use crate::{maps::FamilyMaps, packet::Packet};
 
 /// Length of an Ethernet header.
 pub const ETHERNET_LEN: usize = 14;
+/// EtherType of a VLAN tag.
+const VLAN: u16 = 0x8100;
 /// Length of a VLAN tag.
 const VLAN_TAG_LEN: usize = 4;
+/// The VLAN in a tag.
+pub const VLAN_ID: u16 = 0x0fff;
 /// Bytes of a transport header up to the last that is read: TCP's flags, the type of SCTP's first chunk.
 const READ_OF_TRANSPORT: usize = 14;
 
@@ -246,10 +250,11 @@ fn skip_extension<P: Packet>(packet: &P, headers: &mut Headers<V6>) -> Option<bo
     if headers.l4 > crate::packet::OFFSET_MASK - 64 { None } else { Some(true) }
 }
 
-/// EtherType and offset of the IP header behind a link-layer header of `link_len` bytes (0: none) and VLAN tags.
+/// EtherType and offset of the IP header behind a link-layer header of `link_len` bytes (0: none), and behind a tag that says
+/// a priority alone (IEEE 802.1Q, 6.9: VLAN 0). `None`: too short, or in a VLAN, whose own device sees it without the tag.
 #[inline(always)]
 pub fn parse_link<P: Packet>(packet: &mut P, link_len: usize) -> Option<(u16, usize)> {
-    packet.reach(link_len + limits::VLAN_TAGS_MAX as usize * VLAN_TAG_LEN);
+    packet.reach(link_len + VLAN_TAG_LEN);
     if link_len == 0 {
         let [version, _]: [u8; 2] = packet.read(0)?;
         return match version >> 4 {
@@ -258,18 +263,12 @@ pub fn parse_link<P: Packet>(packet: &mut P, link_len: usize) -> Option<(u16, us
             _ => None,
         };
     }
-    let mut l3 = ETHERNET_LEN;
-    let mut ethertype: Be16 = packet.read(l3 - 2)?;
-    let mut tags = 0;
-    while tags < limits::VLAN_TAGS_MAX {
-        if !matches!(ethertype.get(), 0x8100 | 0x88a8) {
-            break;
-        }
-        l3 += VLAN_TAG_LEN;
-        ethertype = packet.read(l3 - 2)?;
-        tags += 1;
+    let ethertype: Be16 = packet.read(ETHERNET_LEN - 2)?;
+    if ethertype.get() != VLAN {
+        return Some((ethertype.get(), ETHERNET_LEN));
     }
-    Some((ethertype.get(), l3))
+    let [tag, ethertype]: [Be16; 2] = packet.read(ETHERNET_LEN)?;
+    if tag.get() & VLAN_ID == 0 { Some((ethertype.get(), ETHERNET_LEN + VLAN_TAG_LEN)) } else { None }
 }
 
 /// What an IP packet carries, as far as it may concern us.

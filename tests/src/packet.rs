@@ -410,12 +410,18 @@ impl Icmp {
     }
 }
 
-/// `bytes` behind one VLAN tag.
-pub fn tagged(bytes: &[u8]) -> Vec<u8> {
-    let mut tagged = bytes[..12].to_vec();
-    tagged.extend([0x81, 0x00, 0x00, 0x2a]);
-    tagged.extend(&bytes[12..]);
-    tagged
+/// `bytes` behind a tag that says a priority alone (IEEE 802.1Q: VLAN 0).
+pub fn prioritized(bytes: &[u8]) -> Vec<u8> {
+    tagged(bytes, [0xe0, 0x00])
+}
+
+/// `bytes` in VLAN 42.
+pub fn in_vlan(bytes: &[u8]) -> Vec<u8> {
+    tagged(bytes, [0x00, 0x2a])
+}
+
+fn tagged(bytes: &[u8], tag: [u8; 2]) -> Vec<u8> {
+    [&bytes[..12], &[0x81, 0x00], &tag, &bytes[12..]].concat()
 }
 
 /// An IPv4 packet with four bytes of options (no-operation), checksums right.

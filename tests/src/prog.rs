@@ -42,6 +42,9 @@ pub use self::{
     places::Places,
     services::{Server, Service},
 };
+#[cfg(doc)]
+use crate::packet::FAR_MAC;
+use crate::packet::NEAR_MAC;
 
 /// `TC_ACT_UNSPEC` as the program's return value.
 pub const UNSPEC: u32 = u32::MAX;
@@ -110,9 +113,9 @@ const DEVICES: [&str; 3] = ["uplink0", "pod0", "narrow0"];
 
 /// What the node is made of, as `ip -batch` reads it.
 const NODE: &str = "
-link add uplink0 type veth peer name router0
-link add pod0 type veth peer name inside0
-link add narrow0 mtu 1280 type veth peer name beyond0
+link add uplink0 address 02:00:00:00:00:01 type veth peer name router0
+link add pod0 address 02:00:00:00:00:01 type veth peer name inside0
+link add narrow0 address 02:00:00:00:00:01 mtu 1280 type veth peer name beyond0
 link set lo up
 link set uplink0 up
 link set router0 up
@@ -262,9 +265,20 @@ impl Node {
 
     /// Lets the narrow uplink send frames that XDP gives it.
     pub fn let_narrow_take_frames(&mut self) {
-        let narrow = self.devices[2];
-        let value: DeviceValue = self.hash("DEVICES").get(&narrow, 0).unwrap();
-        self.hash("DEVICES").insert(narrow, DeviceValue { flags: DeviceFlags::XDP, ..value }, 0).unwrap();
+        self.flag(self.devices[2], DeviceFlags::XDP);
+    }
+
+    /// Lets packets enter the pod at once, and makes its link-layer address, [`FAR_MAC`], known.
+    pub fn let_pod_be_entered(&mut self) {
+        self.flag(self.pod_device(), DeviceFlags::PEER);
+        for pod in [V4::POD, V6::POD] {
+            ip(&format!("neigh add {pod} lladdr 02:00:00:00:00:02 dev pod0 nud permanent"));
+        }
+    }
+
+    fn flag(&mut self, device: u32, flags: DeviceFlags) {
+        let value: DeviceValue = self.hash("DEVICES").get(&device, 0).unwrap();
+        self.hash("DEVICES").insert(device, DeviceValue { flags, ..value }, 0).unwrap();
     }
 
     /// Describes a device to the programs.
@@ -274,6 +288,8 @@ impl Node {
             flags: DeviceFlags::default(),
             snat4: Addr4::from_ip(snat4).unwrap(),
             snat6: Addr6::from_ip(snat6).unwrap(),
+            mac: NEAR_MAC,
+            _pad: [0; 2],
         };
         self.hash("DEVICES").insert(ifindex, value, 0).unwrap();
     }

@@ -24,7 +24,7 @@ use lb_agent::datapath::{
     attach::{Attacher, CGROUP_PROGRAMS},
     bpf::{self, AttachType},
     cleanup::{Cleaned, cleanup},
-    devices::{NodePortAddresses, Patterns},
+    devices::{NodePortAddresses, Patterns, Receiver},
     follow::{FollowConfig, Follower},
     hook::{AttachMode, Hook, Mechanism},
     load::{self, LoadConfig, LoadError},
@@ -323,7 +323,8 @@ impl Node {
     fn xdp_agent(&self, mode: XdpMode, device: u32, name: &str) -> (Attacher, XdpPlace, String) {
         let mut agent = self.agent(AttachMode::Auto).with_xdp(mode);
         agent.attach_device(device, name, DeviceRole::UPLINK, DeviceFlags::default()).unwrap();
-        agent.attach_xdp(device, DeviceRole::UPLINK, "veth").unwrap();
+        let receiver = Receiver { kind: "veth".to_owned(), has_vlans: false };
+        agent.attach_xdp(device, DeviceRole::UPLINK, &receiver).unwrap();
         let state = agent.attachments().next().unwrap().xdp.clone();
         (agent, state.place, state.reason)
     }

@@ -805,7 +805,7 @@ macro_rules! cases {
                 assert_eq!(node.verdicts(), verdicts(&[(Verdict::NoRoute, &[&packet])]));
             }
 
-            pub(super) fn vlan_tags_and_longer_headers_are_understood() {
+            pub(super) fn priority_tags_and_longer_headers_are_understood() {
                 let (mut node, _) = serve(&[local()]);
                 let request = tcp(CLIENT, VIP, SYN);
                 let expected = Packet { dst: POD, ..request.clone() };
@@ -814,11 +814,25 @@ macro_rules! cases {
                 } else {
                     packet::with_ipv6_extension(&request.bytes())
                 };
-                for bytes in [packet::tagged(&request.bytes()), long.clone(), packet::tagged(&long)] {
+                for bytes in [packet::prioritized(&request.bytes()), long.clone(), packet::prioritized(&long)]
+                {
                     let ran = node.run(Hook::FromNetwork, &bytes);
                     assert_eq!((ran.code, ran.packet.len()), (UNSPEC, bytes.len()));
                     assert_eq!(Packet::decode(&ran.packet), expected);
                 }
+            }
+
+            /// A frame in a VLAN is the VLAN device's, one to another address another device's, or another node's.
+            pub(super) fn frames_for_others_are_left_alone() {
+                let (mut node, _) = serve(&[local(), remote()]);
+                let request = tcp(CLIENT, VIP, SYN).bytes();
+                let mut to_another = request.clone();
+                to_another[..6].copy_from_slice(&packet::FAR_MAC);
+                for bytes in [packet::in_vlan(&request), to_another] {
+                    assert_eq!(node.run(Hook::FromNetwork, &bytes), untouched(&bytes));
+                }
+                assert_eq!((node.connections::<F>(), node.all_verdicts()), (0, BTreeMap::new()));
+                assert_ne!(node.run(Hook::FromNetwork, &request), untouched(&request));
             }
 
             /// Later fragments have no ports: they follow the first.
@@ -903,7 +917,8 @@ both_families! {
     a_dead_connection_gives_its_port_back
     a_node_without_an_address_cannot_translate_sources
     a_backend_without_a_route_is_a_drop
-    vlan_tags_and_longer_headers_are_understood
+    priority_tags_and_longer_headers_are_understood
+    frames_for_others_are_left_alone
     fragments_follow_the_first
     events_tell_what_was_asked_for
     ;

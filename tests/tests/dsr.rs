@@ -18,7 +18,10 @@ use lb_common::{
 use lb_tests::{
     both_families,
     packet::{self, ACK, Icmp, Packet, SYN, SYN_ACK, Tcp},
-    prog::{Hook, LoadOptions, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, XDP_PASS, XDP_TX},
+    prog::{
+        Hook, LoadOptions, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC, XDP_PASS,
+        XDP_REDIRECT, XDP_TX,
+    },
 };
 
 const PORT: u16 = 80;
@@ -247,6 +250,25 @@ macro_rules! cases {
                 }
             }
 
+            fn left(packet: &[u8]) -> Ran {
+                Ran { code: XDP_PASS, packet: packet.to_vec() }
+            }
+
+            /// By whichever device the way to the backend's node leads.
+            pub(super) fn a_table_is_not_asked_about_frames_for_others() {
+                let (mut node, service) =
+                    by_table(&[Server { addr: REMOTE, local: false }], FrontendFlags::STATELESS);
+                let mut packet = tcp(CLIENT, VIP, SYN).bytes();
+                packet[..6].copy_from_slice(&packet::FAR_MAC);
+                assert_eq!(node.run_xdp(&packet), left(&packet));
+                node.let_narrow_take_frames();
+                node.reach_at::<F>(&service, &[F::NARROW_POD]);
+                assert_eq!(node.run_xdp(&packet), left(&packet));
+                assert_eq!((node.connections::<F>(), node.all_verdicts()), (0, BTreeMap::new()));
+                packet[..6].copy_from_slice(&packet::NEAR_MAC);
+                assert_eq!(node.run_xdp(&packet).code, XDP_REDIRECT);
+            }
+
             /// A backend of this node, fragments, and what the agent did not call stateless.
             pub(super) fn what_needs_a_connection_has_one_beside_a_table() {
                 let backends = [Server { addr: REMOTE, local: false }, Server { addr: POD, local: true }];
@@ -363,7 +385,6 @@ macro_rules! cases {
             pub(super) fn xdp_unwraps_what_it_knows() {
                 let (mut node, service) = serving(Protocol::TCP, |_| ());
                 let opening = arriving(&tcp(CLIENT, VIP, SYN).bytes());
-                let left = |packet: &[u8]| Ran { code: XDP_PASS, packet: packet.to_vec() };
                 assert_eq!(node.run_xdp(&opening), left(&opening), "who opens a connection");
                 node.run_tc(Hook::FromNetwork, &opening);
                 let capable = packet::with_ecn(&tcp(CLIENT, VIP, ACK).bytes(), 1);
@@ -384,7 +405,7 @@ macro_rules! cases {
                     packet::with_ecn(&arriving(&capable), 3),
                     packet::tunnelled(&again, F::OTHER_CLIENT, F::NODE),
                     packet::tunnelled(&again, F::OTHER_NODE, F::OTHER_NODE),
-                    packet::tagged(&arriving(&again)),
+                    packet::prioritized(&arriving(&again)),
                     arriving(&packet::fragments(&large, 32)[0]),
                     arriving(&error),
                     arriving(&other),
@@ -451,6 +472,7 @@ both_families! {
     a_large_packet_of_segments_that_do_not_fit_is_answered
     a_node_port_of_another_node_is_this_ones_too
     a_table_finds_a_flows_node_without_connections
+    a_table_is_not_asked_about_frames_for_others
     what_needs_a_connection_has_one_beside_a_table
     what_came_in_a_tunnel_goes_into_no_other
     xdp_unwraps_what_it_knows

@@ -4,7 +4,7 @@
 //! these are the cases that need load, time, another configuration or a broken agent.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::panic, reason = "tests")]
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, process::Command, time::Duration};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -223,16 +223,33 @@ fn counted(status: &str, verdict: &str) -> Result<u64> {
 /// The same without socket hooks: pods are served by their devices' programs alone (VMs, Kata, raw sockets).
 #[test]
 fn pods_are_balanced_without_socket_hooks() -> Result<()> {
-    pods_are_balanced_by_packet(&["--socket-lb", "false"])
+    pods_are_balanced_by_packet(&["--socket-lb", "false"]).map(drop)
 }
 
 /// The same past the stack.
 #[test]
 fn pods_are_balanced_past_the_stack() -> Result<()> {
-    pods_are_balanced_by_packet(&["--socket-lb", "false", "--forward-pods"])
+    let cluster = pods_are_balanced_by_packet(&["--socket-lb", "false", "--forward-pods"])?;
+    // From pod to pod, and from the network to the pod that asked, no packet is sent by the host's end of a pod's device.
+    let sent = || ["vetha1", "vetha2"].map(|device| sent_by(&cluster, device));
+    let before = sent();
+    everyone_answers(&cluster, &At::pod("a2"), Target::http("10.96.0.20:80")?, &["a1", "b1"])?;
+    for (before, after) in before.into_iter().zip(sent()) {
+        let packets = after? - before?;
+        ensure!(packets < QUESTIONS as u64 / 2, "{packets} packets: more than a neighbour's questions");
+    }
+    Ok(())
 }
 
-fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<()> {
+/// Packets that a device of node-a has sent.
+fn sent_by(cluster: &Cluster, device: &str) -> Result<u64> {
+    let namespace = &cluster.place(&At::host("node-a"))?.namespace;
+    let show = || Command::new("ip").args(["-j", "-s", "link", "show", device]).output();
+    let links: serde_json::Value = serde_json::from_slice(&namespace.run(show)??.stdout)?;
+    links[0]["stats64"]["tx"]["packets"].as_u64().with_context(|| format!("packets of {device}: {links}"))
+}
+
+fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<Cluster> {
     let cluster = cluster_with(arguments)?;
     for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:31080", "203.0.113.20:80"] {
         everyone_answers(&cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
@@ -265,7 +282,8 @@ fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<()> {
             ensure!(fetched == Ok(3_000_000), "{to}: {fetched:?}");
         }
     }
-    what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])
+    what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])?;
+    Ok(cluster)
 }
 
 /// Spec 1.49 to 1.52, 2.25, 4.22, 4.31, 5.7 and DESIGN 10.

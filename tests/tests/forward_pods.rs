@@ -11,7 +11,7 @@ use lb_common::{
 };
 use lb_tests::{
     both_families,
-    packet::{ACK, Packet, SYN, SYN_ACK},
+    packet::{ACK, FAR_MAC, Packet, SYN, SYN_ACK},
     prog::{Hook, LoadOptions, Node, Places, REDIRECT, Ran, Server, Service, UNSPEC},
 };
 
@@ -68,6 +68,29 @@ macro_rules! cases {
                 assert_eq!(decoded(&node.run(Hook::FromNetwork, &answer.bytes())), (REDIRECT, expected));
             }
 
+            /// A frame that enters the pod's namespace at once bears its address; the kernel would write it later. The pod's own
+            /// answers leave by another device, or by the stack.
+            pub(super) fn a_pod_of_this_node_is_entered_at_once() {
+                let mut node = serve(Protocol::TCP, (F::POD, 8080));
+                let client = (F::OTHER_CLIENT, 40_000);
+                let (syn, data) = (Packet::tcp(client, VIP, SYN), Packet::tcp(client, VIP, ACK));
+                let addressed =
+                    |ran: Ran| (ran.code, ran.packet[..6] == FAR_MAC, Packet::decode(&ran.packet).dst);
+                let as_it_was = (REDIRECT, false, (F::POD, 8080));
+                assert_eq!(
+                    addressed(node.run(Hook::FromPod, &syn.bytes())),
+                    as_it_was,
+                    "a device of unknown kind"
+                );
+                node.let_pod_be_entered();
+                for packet in [data, Packet::tcp((client.0, 40_001), VIP, SYN)] {
+                    let entered = (REDIRECT, true, (F::POD, 8080));
+                    assert_eq!(addressed(node.run(Hook::FromPod, &packet.bytes())), entered);
+                }
+                let ran = node.run(Hook::FromNetwork, &Packet::tcp((F::CLIENT, 40_000), VIP, SYN).bytes());
+                assert_eq!(addressed(ran), (UNSPEC, false, (F::POD, 8080)), "a client outside");
+            }
+
             pub(super) fn a_backend_that_is_the_node_itself_gets_it_from_the_stack() {
                 let mut node = serve(Protocol::TCP, (F::NODE, 8080));
                 let request = Packet::tcp(CLIENT, VIP, SYN);
@@ -110,6 +133,7 @@ cases!(cases6, V6);
 both_families! {
     both_directions_are_sent_on_and_the_pod_keeps_its_address
     datagrams_are_too
+    a_pod_of_this_node_is_entered_at_once
     a_backend_that_is_the_node_itself_gets_it_from_the_stack
     a_pod_that_is_its_own_backend_gets_another_address
     clients_outside_are_served_as_ever

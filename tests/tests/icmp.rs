@@ -272,7 +272,7 @@ macro_rules! cases {
                 assert_eq!(counts(&node)[&Verdict::RefusedSilently], 1);
             }
 
-            /// VLAN tags, IPv4 options, IPv6 extension headers: of the error, and of what it quotes.
+            /// Priority tags, IPv4 options, IPv6 extension headers: of the error, and of what it quotes.
             pub(super) fn errors_with_longer_headers_are_understood() {
                 let longer = |bytes: &[u8]| match F::BITS {
                     32 => packet::with_ipv4_options(bytes),
@@ -284,7 +284,7 @@ macro_rules! cases {
                 let error = Icmp::about(F::ROUTER, &longer(&sent.bytes()), F::TOO_BIG, 1300);
                 let payload = longer(&request.with_ttl(sent.ttl).bytes())[14..].to_vec();
                 let expected = Icmp { src: F::VIP, dst: F::CLIENT, ttl: 63, payload, ..error.clone() };
-                for bytes in [packet::tagged(&error.bytes()), longer(&error.bytes())] {
+                for bytes in [packet::prioritized(&error.bytes()), longer(&error.bytes())] {
                     let ran = node.run(Hook::FromNetwork, &bytes);
                     assert_eq!((ran.code, ran.packet.len()), (REDIRECT, bytes.len()));
                     assert_eq!(Icmp::decode(&ran.packet), expected);

@@ -131,14 +131,15 @@ macro_rules! cases {
                 assert_eq!(ran.packet[L4 + CHECKSUM..L4 + HEADER_LEN], [0; 4]);
             }
 
-            pub(super) fn vlan_tags_and_longer_headers_are_understood() {
+            pub(super) fn priority_tags_and_longer_headers_are_understood() {
                 let (mut node, _) = serve(&[local()]);
                 let long = if F::BITS == 32 {
                     packet::with_ipv4_options(&init().bytes())
                 } else {
                     packet::with_ipv6_extension(&init().bytes())
                 };
-                for bytes in [packet::tagged(&init().bytes()), long.clone(), packet::tagged(&long)] {
+                for bytes in [packet::prioritized(&init().bytes()), long.clone(), packet::prioritized(&long)]
+                {
                     let ran = node.run(Hook::FromNetwork, &bytes);
                     assert_eq!((ran.code, ran.packet.len()), (UNSPEC, bytes.len()));
                     assert_eq!(Packet::decode(&ran.packet), Packet { dst: POD, ..init() });
@@ -326,7 +327,7 @@ both_families! {
     an_outside_client_reaches_a_remote_pod
     without_another_port_the_packet_stays_as_it_is
     a_checksum_of_zero_stays_zero
-    vlan_tags_and_longer_headers_are_understood
+    priority_tags_and_longer_headers_are_understood
     an_association_has_the_phases_of_a_connection
     an_association_drains_from_a_backend_that_no_longer_serves
     an_aborted_association_is_opened_anew

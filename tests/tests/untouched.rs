@@ -54,9 +54,11 @@ fn dressed<F: Places>(rng: &mut StdRng, packet: &Packet) -> Vec<u8> {
         }
         _ => bytes,
     };
-    if rng.random_range(0..4) == 0 {
-        bytes = packet::tagged(&bytes);
-    }
+    bytes = match rng.random_range(0..8) {
+        0 => packet::prioritized(&bytes),
+        1 => packet::in_vlan(&bytes),
+        _ => bytes,
+    };
     if rng.random() {
         for _ in 0..rng.random_range(1..=4) {
             let at = rng.random_range(0..bytes.len());

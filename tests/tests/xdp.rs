@@ -75,7 +75,7 @@ macro_rules! cases {
             pub(super) fn a_frame_goes_back_by_the_device_it_came_by() {
                 let mut node = serve(&[(F::REMOTE_POD, false)]);
                 let request = Packet::tcp(CLIENT, VIP, SYN);
-                for bytes in [request.bytes(), packet::tagged(&request.bytes())] {
+                for bytes in [request.bytes(), packet::prioritized(&request.bytes())] {
                     let ran = node.run_xdp(&bytes);
                     assert_eq!(ran.code, XDP_TX);
                     assert_eq!(&ran.packet[..6], &packet::FAR_MAC, "the gateway's");

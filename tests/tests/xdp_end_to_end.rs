@@ -6,7 +6,10 @@
 
 use std::{
     io,
+    net::SocketAddr,
     os::fd::{AsFd as _, AsRawFd as _, OwnedFd},
+    process::Command,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
@@ -17,8 +20,11 @@ use lb_common::{
     next_hop::NextHopValue,
 };
 use lb_tests::{
-    cluster::{At, Cluster, NODES, PodSpec},
-    probe::Target,
+    cluster::{At, CLIENT_V4, CLIENT_V6, Cluster, NODES, PodSpec},
+    netns::Namespace,
+    packet::{self, Packet, SYN},
+    probe::{ClientError, Target, Transport},
+    process::eventually,
 };
 
 const SERVICES: &str = include_str!("../testdata/e2e/services.yaml");
@@ -211,4 +217,97 @@ fn attaching_and_upgrading_xdp_loses_no_packet() -> Result<()> {
         ensure!(tally.failed() == 0, "{name}: {tally:?}");
     }
     Ok(())
+}
+
+/// Frames for another device, as a switch floods them and a promiscuous device receives them, are nobody's here, nor are those of a
+/// VLAN that the node does not know.
+#[test]
+fn frames_belong_to_the_device_they_are_addressed_to() -> Result<()> {
+    let Wired { mut cluster, _links } = cluster(&["--xdp", "native"])?;
+    let router = cluster.place(&At::Router)?.namespace.clone();
+    let vips = [("203.0.113.20", "192.0.2.99"), ("2001:db8:feed::20", "2001:db8:2::99")];
+    for (vip, via) in vips {
+        cluster.route_to(vip.parse()?, "node-a")?;
+        is_answered(&cluster, vip, 80)?;
+        // Nobody has this address: the bridge floods.
+        router.ip(&[
+            format!("neigh replace {via} lladdr 02:00:00:00:00:99 dev nodes nud permanent"),
+            format!("route replace {vip} via {via} dev nodes"),
+        ])?;
+        is_silent(&cluster, vip, 80)?;
+    }
+
+    // The kernels that this is tested with know no VLAN devices, so no frame of a VLAN is anybody's.
+    let mac = mac_of(&cluster.place(&At::host("node-a"))?.namespace, "eth0")?;
+    for (client, node) in [(CLIENT_V4, NODES[0].v4), (CLIENT_V6, NODES[0].v6)] {
+        for (port, in_vlan) in [(IN_VLAN, true), (OUTSIDE, false)] {
+            let mut frame = Packet::tcp((client.parse()?, port), (node.parse()?, 31_080), SYN).bytes();
+            frame[..6].copy_from_slice(&mac);
+            let frame = if in_vlan { packet::in_vlan(&frame) } else { frame };
+            router.run(|| send_frame("node-a", &frame))??;
+        }
+        let outside = SocketAddr::new(client.parse()?, OUTSIDE).to_string();
+        eventually("is the frame outside of the VLAN ours", PATIENCE, || {
+            Ok(cluster.agent("node-a")?.cli_text("connections", &[])?.contains(&outside))
+        })?;
+    }
+    let listing = cluster.agent("node-a")?.cli_text("connections", &[])?;
+    ensure!(!listing.contains(&format!(":{IN_VLAN}")), "{listing}");
+    Ok(())
+}
+
+/// Source ports of frames: in a VLAN, and outside of it.
+const IN_VLAN: u16 = 4_242;
+const OUTSIDE: u16 = 4_243;
+
+/// Sends a frame by a device of this thread's namespace, as it is.
+fn send_frame(device: &str, frame: &[u8]) -> io::Result<()> {
+    let name = std::ffi::CString::new(device)?;
+    // SAFETY: integers and bytes, all zeroes is a value.
+    let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+    to.sll_family = libc::AF_PACKET as u16;
+    // SAFETY: the name is NUL-terminated and outlives the call.
+    to.sll_ifindex = unsafe { libc::if_nametoindex(name.as_ptr()) } as i32;
+    let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None)?;
+    let len = size_of_val(&to) as libc::socklen_t;
+    // SAFETY: frame and address live during the call, and are as long as is said.
+    match unsafe {
+        libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), len)
+    } {
+        sent if sent == frame.len() as isize => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Long enough for netlink to say, the agent to attach.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Both pods answer a client outside.
+fn is_answered(cluster: &Cluster, ip: &str, port: u16) -> Result<()> {
+    let target = Target::new(Transport::Http, SocketAddr::new(ip.parse()?, port));
+    let mut last = None;
+    eventually("do both pods answer", PATIENCE, || {
+        let tally = cluster.probe(&At::Client)?.tally(target.within(Duration::from_secs(1)), QUESTIONS)?;
+        let both = tally.failed() == 0 && tally.answers.keys().eq(["a1", "b1"]);
+        last = Some(tally);
+        Ok(both)
+    })
+    .with_context(|| format!("{target:?}: {last:?}"))
+}
+
+fn is_silent(cluster: &Cluster, ip: &str, port: u16) -> Result<()> {
+    let target = Target::new(Transport::Http, SocketAddr::new(ip.parse()?, port));
+    for _ in 0..3 {
+        let outcome = cluster.probe(&At::Client)?.once(target.within(Duration::from_millis(300)))?;
+        ensure!(outcome == Err(ClientError::TimedOut), "{target:?}: {outcome:?}");
+    }
+    Ok(())
+}
+
+fn mac_of(namespace: &Namespace, device: &str) -> Result<[u8; 6]> {
+    let output = namespace.run(|| Command::new("ip").args(["-j", "link", "show", device]).output())??.stdout;
+    let links: serde_json::Value = serde_json::from_slice(&output)?;
+    let bytes = links[0]["address"].as_str().context("an address")?.split(':');
+    let bytes: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    bytes.try_into().map_err(|bytes| anyhow::anyhow!("an Ethernet address: {bytes:?}"))
 }

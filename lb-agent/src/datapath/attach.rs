@@ -26,6 +26,7 @@ use super::{
     attach_error::AttachError,
     bpf::{self, AttachType, LinkTarget},
     clsact::{add_clsact, detach_clsact, fill_filter, ifindex_of},
+    devices::Receiver,
     hook::{AttachMode, Hook, Mechanism},
     kernel::Release,
     links::{LinkSlot, ifindex_of_pin, remove_link, remove_tcx_links, tcx_pin},
@@ -163,9 +164,14 @@ impl Attacher {
         Ok(())
     }
 
-    /// Attaches the XDP program to a device of kernel `kind` that has its tc programs, if it is to have it.
-    pub fn attach_xdp(&mut self, ifindex: u32, role: DeviceRole, kind: &str) -> Result<(), AttachError> {
-        let wanted = xdp::wanted(self.xdp, role, kind);
+    /// Attaches the XDP program to a device that has its tc programs, if it is to have it.
+    pub fn attach_xdp(
+        &mut self,
+        ifindex: u32,
+        role: DeviceRole,
+        receiver: &Receiver,
+    ) -> Result<(), AttachError> {
+        let wanted = xdp::wanted(self.xdp, role, receiver);
         let pins = self.datapath.pins.clone();
         let state = xdp::attach(&pins, ifindex, wanted, || self.xdp_program())?;
         if let Some(attachment) = self.attachments.get_mut(&ifindex) {

@@ -33,8 +33,12 @@ pub struct Device {
     pub name: String,
     /// `IFLA_INFO_KIND`; empty: a physical device (or the loopback device).
     pub kind: String,
+    /// `IFLA_LINK`: the device below, or the other end.
+    pub link: Option<u32>,
     /// `ARPHRD_…`.
     pub link_type: u16,
+    /// `IFLA_ADDRESS` of six bytes; zero: it has another, or none.
+    pub mac: [u8; 6],
     /// True for the loopback device.
     pub is_loopback: bool,
     /// `IFLA_LINK_NETNSID` is present: the other end, or the device below, is in another network namespace.
@@ -152,13 +156,22 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
+/// How a device receives: what decides whether XDP may run there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Receiver {
+    /// `IFLA_INFO_KIND`; empty: a driver of its own.
+    pub kind: String,
+    /// VLAN devices stand above it.
+    pub has_vlans: bool,
+}
+
 /// What the datapath and the control plane must know about this node.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeState {
     /// Devices with a role: name and entry of `DEVICES`, by ifindex.
     pub devices: BTreeMap<u32, (String, DeviceValue)>,
-    /// Kernel kinds (`IFLA_INFO_KIND`) of devices with a role, by ifindex; empty: a driver's own.
-    pub kinds: BTreeMap<u32, String>,
+    /// What decides about XDP on devices with a role, by ifindex.
+    pub receivers: BTreeMap<u32, Receiver>,
     /// Entries of `DEVICES` for those without one: packets may leave by them too, as by the bridge of pods.
     pub others: BTreeMap<u32, DeviceValue>,
     /// Entries of `NODE_ADDRESSES4` and `NODE_ADDRESSES6`: address → ifindex.
@@ -179,13 +192,16 @@ pub fn node_state(devices: &[Device], patterns: &Patterns, detect_local: &Detect
         let role = role(device, patterns);
         let value = DeviceValue {
             role: role.unwrap_or_default(),
-            flags: device_flags(device, detect_local),
+            flags: device_flags(device, role, detect_local),
             snat4: snat_source::<Addr4>(device, devices),
             snat6: snat_source::<Addr6>(device, devices),
+            mac: device.mac,
+            _pad: [0; 2],
         };
         if role.is_some() {
             state.devices.insert(device.ifindex, (device.name.clone(), value));
-            state.kinds.insert(device.ifindex, device.kind.clone());
+            let has_vlans = devices.iter().any(|above| is_vlan_of(above, device));
+            state.receivers.insert(device.ifindex, Receiver { kind: device.kind.clone(), has_vlans });
         } else if !device.is_loopback && device.name != IPVS_DEVICE {
             state.others.insert(device.ifindex, value);
         }
@@ -198,6 +214,10 @@ pub fn node_state(devices: &[Device], patterns: &Patterns, detect_local: &Detect
     state
 }
 
+fn is_vlan_of(above: &Device, device: &Device) -> bool {
+    above.kind == "vlan" && above.link == Some(device.ifindex) && !above.has_foreign_peer
+}
+
 /// Link-local IPv6 addresses mean nothing without a device; nobody dials a node by one.
 fn is_usable(ip: IpAddr) -> bool {
     match ip {
@@ -206,16 +226,16 @@ fn is_usable(ip: IpAddr) -> bool {
     }
 }
 
-fn device_flags(device: &Device, detect_local: &DetectLocal) -> DeviceFlags {
-    let flags = match device.link_type {
-        ARPHRD_ETHER | ARPHRD_LOOPBACK => DeviceFlags::default(),
-        _ => DeviceFlags::L3,
-    };
-    if detect_local.is_pod_device(&device.name, device.controller.as_deref()) {
-        flags.with(DeviceFlags::POD)
-    } else {
-        flags
-    }
+fn device_flags(device: &Device, role: Option<DeviceRole>, detect_local: &DetectLocal) -> DeviceFlags {
+    let is_peer = role == Some(DeviceRole::WORKLOAD) && device.kind == "veth" && device.has_foreign_peer;
+    [
+        (!matches!(device.link_type, ARPHRD_ETHER | ARPHRD_LOOPBACK), DeviceFlags::L3),
+        (detect_local.is_pod_device(&device.name, device.controller.as_deref()), DeviceFlags::POD),
+        (is_peer, DeviceFlags::PEER),
+    ]
+    .into_iter()
+    .filter(|(is_true, _)| *is_true)
+    .fold(DeviceFlags::default(), |flags, (_, flag)| flags.with(flag))
 }
 
 /// The address that packets leaving by `device` get: its own primary one, else the node's.
@@ -401,6 +421,33 @@ mod tests {
         let bridge = state.others[&6];
         assert_eq!((bridge.role, bridge.snat4), (DeviceRole::default(), Addr4([10, 244, 1, 1])));
         assert_eq!(state.others.len(), 1, "neither the loopback device nor IPVS's");
+    }
+
+    #[test]
+    fn pods_devices_and_those_below_vlans_are_known() {
+        let mut devices = node();
+        devices[2].mac = [2, 0, 0, 0, 0, 7];
+        let vlan = |name: &str| Device { link: Some(3), ..with_address(device(name, "vlan"), "10.42.0.1") };
+        devices.push(Device { ifindex: 7, ..vlan("eth0.42") });
+        devices.push(Device { ifindex: 8, link: Some(7), has_foreign_peer: true, ..vlan("moved") });
+        devices.push(Device { ifindex: 9, link: Some(2), ..device("macvlan0", "macvlan") });
+        let state = node_state(&devices, &Patterns::default(), &DetectLocal::default());
+        assert_eq!(state.devices[&3].1.mac, [2, 0, 0, 0, 0, 7]);
+        let below: Vec<u32> = state
+            .receivers
+            .iter()
+            .filter(|(_, receiver)| receiver.has_vlans)
+            .map(|(&ifindex, _)| ifindex)
+            .collect();
+        assert_eq!(below, [3]);
+        let peers = |state: &NodeState| -> Vec<u32> {
+            let is_peer = |(_, value): &(String, DeviceValue)| value.flags.has(DeviceFlags::PEER);
+            state.devices.iter().filter(|(_, entry)| is_peer(entry)).map(|(&ifindex, _)| ifindex).collect()
+        };
+        assert_eq!(peers(&state), [4]);
+        let patterns = Patterns { uplink: vec!["veth*".into()], ..Patterns::default() };
+        let state = node_state(&devices, &patterns, &DetectLocal::default());
+        assert_eq!((peers(&state), state.devices[&4].1.role), (vec![], DeviceRole::UPLINK), "not a pod's");
     }
 
     #[test]

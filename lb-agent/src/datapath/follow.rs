@@ -34,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{
     attach::Attacher,
-    devices::{self, Device, DeviceAddress, NodePortAddresses, NodeState, Patterns},
+    devices::{self, Device, DeviceAddress, NodePortAddresses, NodeState, Patterns, Receiver},
     local::DetectLocal,
     node_maps::{NodeMapError, NodeMaps},
     pins::Pins,
@@ -84,6 +84,8 @@ pub struct Follower {
     pod_cidrs: Option<Vec<IpNet>>,
     attacher: Arc<Mutex<Attacher>>,
     addresses: watch::Sender<NodeAddresses>,
+    /// How devices received when they were attached.
+    receivers: BTreeMap<u32, Receiver>,
     /// Devices that could not be attached, to be tried again.
     failed: BTreeMap<u32, String>,
     /// Devices whose driver runs the XDP program: they take frames from XDP.
@@ -108,6 +110,7 @@ impl Follower {
             pod_cidrs: None,
             attacher,
             addresses,
+            receivers: BTreeMap::new(),
             failed: BTreeMap::new(),
             native: BTreeSet::new(),
         };
@@ -199,13 +202,15 @@ impl Follower {
         self.failed.retain(|ifindex, _| self.state.devices.contains_key(ifindex));
         for (&ifindex, (name, value)) in &self.state.devices {
             let role = value.role.name();
-            if attached.get(&ifindex) == Some(&(name.clone(), role.to_owned())) {
+            let receiver = &self.state.receivers[&ifindex];
+            if attached.get(&ifindex) == Some(&(name.clone(), role.to_owned()))
+                && self.receivers.get(&ifindex) == Some(receiver)
+            {
                 continue;
             }
-            let kind = self.state.kinds.get(&ifindex).map_or("", String::as_str);
             let attached = attacher
                 .attach_device(ifindex, name, value.role, value.flags)
-                .and_then(|()| attacher.attach_xdp(ifindex, value.role, kind));
+                .and_then(|()| attacher.attach_xdp(ifindex, value.role, receiver));
             match attached {
                 Ok(()) => {
                     self.failed.remove(&ifindex);
@@ -219,6 +224,7 @@ impl Follower {
                 }
             }
         }
+        self.receivers.clone_from(&self.state.receivers);
         attacher.set_failures(self.failed.values().cloned().collect());
         let native = attacher.attachments().filter(|attachment| attachment.xdp.place == XdpPlace::Native);
         self.native = native.map(|attachment| attachment.ifindex).collect();
@@ -353,6 +359,8 @@ fn device_of(link: LinkMessage) -> Device {
     for attribute in link.attributes {
         match attribute {
             LinkAttribute::IfName(name) => device.name = name,
+            LinkAttribute::Address(bytes) => device.mac = bytes.try_into().unwrap_or_default(),
+            LinkAttribute::Link(ifindex) => device.link = Some(ifindex),
             LinkAttribute::LinkNetNsId(_) => device.has_foreign_peer = true,
             LinkAttribute::LinkInfo(infos) => {
                 for info in infos {

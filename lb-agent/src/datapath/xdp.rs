@@ -18,6 +18,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     attach_error::AttachError,
     bpf::{self, AttachType, LinkTarget},
+    devices::Receiver,
     links::remove_link,
     pins::{Pins, versions_in},
 };
@@ -101,11 +102,17 @@ impl XdpState {
     }
 }
 
-/// What a device of `role` and kernel `kind` (`IFLA_INFO_KIND`; empty: a driver's own) is to have.
-pub fn wanted(mode: XdpMode, role: DeviceRole, kind: &str) -> XdpState {
-    match (mode, kind) {
+/// What a device of `role` is to have.
+///
+/// Hardware, and veth, take a VLAN tag off before XDP sees the frame, where tc is told of it: the frames of VLAN devices could not
+/// be told from the device's own.
+pub fn wanted(mode: XdpMode, role: DeviceRole, receiver: &Receiver) -> XdpState {
+    match (mode, receiver.kind.as_str()) {
         (XdpMode::Off, _) => XdpState::new(XdpPlace::Off, "--xdp off"),
         _ if role != DeviceRole::UPLINK => XdpState::new(XdpPlace::Off, "not an uplink"),
+        _ if receiver.has_vlans => {
+            XdpState::new(XdpPlace::Off, "VLAN devices above it: XDP may see their frames without the tag")
+        }
         (XdpMode::Native, _) => XdpState::new(XdpPlace::Native, "--xdp native"),
         (XdpMode::Generic, _) => XdpState::new(XdpPlace::Generic, "--xdp generic"),
         (XdpMode::Auto, "" | "bond") => XdpState::new(XdpPlace::Native, "the driver can"),
@@ -209,9 +216,12 @@ mod tests {
             (XdpMode::Off, uplink, "", XdpPlace::Off),
         ];
         for (mode, role, kind, expected) in rows {
-            let state = wanted(mode, role, kind);
+            let mut receiver = Receiver { kind: kind.into(), has_vlans: false };
+            let state = wanted(mode, role, &receiver);
             assert_eq!(state.place, expected, "{mode:?} {} {kind}", role.name());
             assert!(!state.reason.is_empty());
+            receiver.has_vlans = true;
+            assert_eq!(wanted(mode, role, &receiver).place, XdpPlace::Off, "{mode:?} below a VLAN");
         }
     }
 

@@ -16,7 +16,7 @@ use lb_common::{
 
 pub use self::{tc::TcPacket, xdp::XdpPacket};
 
-/// Highest offset of anything read: Ethernet, two VLAN tags, IPv6 with extension headers, transport header. Bounds
+/// Highest offset of anything read: Ethernet, a priority tag, IPv6 with extension headers, transport header. Bounds
 /// variable offsets for the verifier.
 pub const OFFSET_MASK: usize = 0x1ff;
 
@@ -65,6 +65,8 @@ pub trait Packet {
     fn counted_len(&self, len: u32) -> u32;
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
+    /// True if the hook is told that the frame is not for its device: it is addressed to another, or in a VLAN.
+    fn is_for_others(&self) -> bool;
     /// The context, for helpers that want it.
     fn context(&self) -> *mut c_void;
     /// Makes the bytes before `end`, and others that may be headers, readable if these are not, as far as the packet has
@@ -98,6 +100,8 @@ pub trait Packet {
     fn mark_congested(&mut self);
     /// Sends the packet on.
     fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused>;
+    /// Hands the packet to the other end of the veth device it goes to, in another network namespace, as if received there.
+    fn enter(&mut self, next_hop: &NextHop) -> Result<(), Refused>;
     /// Sends the packet out of device `ifindex` as it is, link-layer header included.
     fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused>;
     /// Lets the packet come in by device `ifindex`, as if received there.

@@ -10,9 +10,9 @@ use aya_ebpf::{
         bpf_redir_neigh,
     },
     helpers::{
-        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_skb_adjust_room,
-        bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_ecn_set_ce, bpf_skb_load_bytes, bpf_skb_pull_data,
-        bpf_skb_store_bytes,
+        bpf_csum_diff, bpf_l4_csum_replace, bpf_redirect, bpf_redirect_neigh, bpf_redirect_peer,
+        bpf_skb_adjust_room, bpf_skb_change_head, bpf_skb_change_tail, bpf_skb_ecn_set_ce,
+        bpf_skb_load_bytes, bpf_skb_pull_data, bpf_skb_store_bytes,
     },
     programs::TcContext,
 };
@@ -23,7 +23,10 @@ use lb_common::{
 };
 
 use super::{CHUNK, ChecksumChange, NextHop, OFFSET_MASK, Packet, Refused};
-use crate::{globals::has_feature, parse::ETHERNET_LEN};
+use crate::{
+    globals::has_feature,
+    parse::{ETHERNET_LEN, VLAN_ID},
+};
 
 /// Bytes made linear where some that are needed are not.
 const PARSE_BYTES: usize = 128;
@@ -31,6 +34,9 @@ const PARSE_BYTES: usize = 128;
 /// `BPF_F_IPV6` of `bpf_l4_csum_replace` (Linux 6.16): addresses of IPv6 change nothing in `CHECKSUM_COMPLETE`,
 /// for IPv6 has no header checksum that would balance them.
 const BPF_F_IPV6: u64 = 128;
+
+/// `pkt_type` of a frame that is addressed to another device (`linux/if_packet.h`).
+const PACKET_OTHERHOST: u32 = 3;
 
 /// A packet at a tc hook.
 pub struct TcPacket {
@@ -83,6 +89,18 @@ impl Packet for TcPacket {
     fn ifindex(&self) -> u32 {
         // SAFETY: the context is valid for the whole run of the program.
         unsafe { (*self.skb()).ifindex }
+    }
+
+    /// A frame in a VLAN that the kernel does not know it drops, one in a VLAN it knows is seen again at the VLAN's device; one
+    /// to another device it drops too, unless a device above this one (macvlan) has its address.
+    #[inline(always)]
+    fn is_for_others(&self) -> bool {
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe {
+            let skb = self.skb();
+            (*skb).pkt_type == PACKET_OTHERHOST
+                || ((*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID as u32 != 0)
+        }
     }
 
     #[inline(always)]
@@ -230,6 +248,14 @@ impl Packet for TcPacket {
         let len = size_of::<bpf_redir_neigh>() as i32;
         // SAFETY: `neighbour` is initialised and `len` bytes long.
         redirected(unsafe { bpf_redirect_neigh(next_hop.ifindex, &raw mut next_hop.neighbour, len, 0) })
+    }
+
+    /// The kernel addresses nothing here, and delivers whatever the address; a bridge inside would go by it.
+    #[inline(always)]
+    fn enter(&mut self, next_hop: &NextHop) -> Result<(), Refused> {
+        self.write(0, &next_hop.macs)?;
+        // SAFETY: no pointers.
+        redirected(unsafe { bpf_redirect_peer(next_hop.ifindex, 0) })
     }
 
     #[inline(always)]

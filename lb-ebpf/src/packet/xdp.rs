@@ -76,6 +76,12 @@ impl Packet for XdpPacket {
         self.context.ingress_ifindex() as u32
     }
 
+    /// Asked where a connection is opened (`concern::is_addressed`): there is nothing to read it from.
+    #[inline(always)]
+    fn is_for_others(&self) -> bool {
+        false
+    }
+
     #[inline(always)]
     fn context(&self) -> *mut c_void {
         self.context.as_ptr()
@@ -175,6 +181,11 @@ impl Packet for XdpPacket {
     #[inline(always)]
     fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused> {
         self.write(0, &next_hop.macs)
+    }
+
+    #[inline(always)]
+    fn enter(&mut self, _next_hop: &NextHop) -> Result<(), Refused> {
+        Err(Refused)
     }
 
     #[inline(always)]

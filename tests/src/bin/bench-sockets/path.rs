@@ -25,6 +25,8 @@ pub(crate) enum Path {
     Tc,
     /// The same, and the program sends them on past the stack.
     TcForward,
+    /// The same to a backend on another node.
+    TcForwardAway,
     /// A client outside dials a NodePort, packets are translated at the uplink and forwarded with another source.
     NodePortTc,
     /// The same in XDP, in the driver of veth, where bulk data loses its segmentation offload.
@@ -39,7 +41,7 @@ pub(crate) enum Path {
 
 impl Path {
     /// All that are compared, in the order in which they are shown.
-    pub(crate) const COMPARED: [Self; 13] = [
+    pub(crate) const COMPARED: [Self; 14] = [
         Self::Empty,
         Self::SocketRecord,
         Self::SocketStore,
@@ -48,6 +50,7 @@ impl Path {
         Self::SocketLb,
         Self::Tc,
         Self::TcForward,
+        Self::TcForwardAway,
         Self::Nftables,
         Self::Iptables,
         Self::NodePortTc,
@@ -67,6 +70,7 @@ impl Path {
             Self::SocketLb => "ClusterIP by socket",
             Self::Tc => "ClusterIP by tc",
             Self::TcForward => "ClusterIP by tc, sent on past the stack",
+            Self::TcForwardAway => "ClusterIP by tc, sent on past the stack to another node",
             Self::NodePortTc => "NodePort by tc",
             Self::NodePortXdp => "NodePort by XDP",
             Self::Iptables => "ClusterIP by iptables",
@@ -75,13 +79,15 @@ impl Path {
         }
     }
 
-    /// Arguments of the agent, if the path has one. Of a pod's packets, those of the device towards the backend
-    /// pass the uplink's programs.
+    /// Arguments of the agent, if the path has one. They say whether the backend is a pod of the node.
     pub(crate) const fn agent_args(self) -> Option<&'static [&'static str]> {
         match self {
             Self::SocketLb => Some(&["--workload", "client", "--uplink", "backend"]),
             Self::Tc => Some(&["--workload", "client", "--uplink", "backend", "--socket-lb", "false"]),
-            Self::TcForward => Some(&[
+            Self::TcForward => {
+                Some(&["--workload", "client,backend", "--socket-lb", "false", "--forward-pods"])
+            }
+            Self::TcForwardAway => Some(&[
                 "--workload",
                 "client",
                 "--uplink",
@@ -123,8 +129,8 @@ impl Path {
     pub(crate) const fn target(self, measure: Measure) -> Target {
         match (self, measure) {
             (Self::SocketLb, _) => Target::AtLeast(0.98),
-            (Self::Tc | Self::TcForward, Measure::TcpConnect) => Target::AtLeast(1.0),
-            (Self::Tc | Self::TcForward, Measure::UdpFlow) => Target::AtLeast(0.95),
+            (Self::Tc | Self::TcForward | Self::TcForwardAway, Measure::TcpConnect) => Target::AtLeast(1.0),
+            (Self::Tc | Self::TcForward | Self::TcForwardAway, Measure::UdpFlow) => Target::AtLeast(0.95),
             _ => Target::NotSet,
         }
     }
