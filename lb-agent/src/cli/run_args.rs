@@ -87,8 +87,8 @@ pub(super) struct RunArgs {
     /// goes first.
     #[arg(long, default_value_t = Forwarding::Snat, value_name = "snat|dsr|hybrid")]
     forwarding: Forwarding,
-    /// Send on what pods dial past the kernel's stack: faster, but netfilter's rules (network policies, masquerading) and
-    /// other programs on pods' devices do not see it. By default the stack sends it on.
+    /// Send on what pods dial past the kernel's stack, into a pod of this node at once: faster, but netfilter's rules (network
+    /// policies, masquerading) and other programs on pods' devices do not see it. By default the stack sends it on.
     #[arg(long)]
     forward_pods: bool,
     /// From where tunnels may come, beside the addresses of other Nodes (InternalIP, ExternalIP): CIDRs separated by commas.
