@@ -84,9 +84,15 @@ impl Path {
         match self {
             Self::SocketLb => Some(&["--workload", "client", "--uplink", "backend"]),
             Self::Tc => Some(&["--workload", "client", "--uplink", "backend", "--socket-lb", "false"]),
-            Self::TcForward => {
-                Some(&["--workload", "client,backend", "--socket-lb", "false", "--forward-pods"])
-            }
+            Self::TcForward => Some(&[
+                "--workload",
+                "client",
+                "--workload",
+                "backend",
+                "--socket-lb",
+                "false",
+                "--forward-pods",
+            ]),
             Self::TcForwardAway => Some(&[
                 "--workload",
                 "client",
