@@ -1,5 +1,5 @@
-//! `NEXT_HOPS4`, `NEXT_HOPS6`: where XDP last sent what goes from one address to another: what the routing table said,
-//! so as not to ask it for each packet.
+//! `NEXT_HOPS4`, `NEXT_HOPS6`: where XDP last sent what goes from one address to another, or tc what goes into a pod: what the
+//! routing table said, so as not to ask it for each packet.
 //!
 //! Each CPU has its own, so nobody reads what another is writing. A slot holds the pair that used it last.
 
@@ -35,8 +35,8 @@ pub struct NextHopValue<F: Family> {
     pub macs: Macs,
     /// MTU of the way in bytes.
     pub mtu: u16,
-    /// Zero.
-    pub _pad: u16,
+    /// 1: tc's way, into the pod behind the device (`DeviceFlags::PEER`); 0: XDP's, out of the device.
+    pub enters_pod: u16,
 }
 
 /// 2^32 divided by the golden ratio: multiples of it are spread evenly (Knuth, The Art of Computer Programming, 6.4).

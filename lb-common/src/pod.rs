@@ -103,9 +103,9 @@ pod! {
     FlowKey<V4> { tuple: Tuple<V4>, protocol: Protocol, _pad: [u8; 3] }
     FlowKey<V6> { tuple: Tuple<V6>, protocol: Protocol, _pad: [u8; 3] }
     NextHopValue<V4> { src: Addr4, dst: Addr4, node: Addr4, from: u32, ifindex: u32, asked: Coarse, macs: Macs, mtu: u16,
-        _pad: u16 }
+        enters_pod: u16 }
     NextHopValue<V6> { src: Addr6, dst: Addr6, node: Addr6, from: u32, ifindex: u32, asked: Coarse, macs: Macs, mtu: u16,
-        _pad: u16 }
+        enters_pod: u16 }
     ConnectionValue<V4> { to: Tuple<V4>, service_port: ServicePortId, backend: BackendId, generation: u32,
         last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2] }
     ConnectionValue<V6> { to: Tuple<V6>, service_port: ServicePortId, backend: BackendId, generation: u32,

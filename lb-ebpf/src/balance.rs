@@ -13,6 +13,7 @@ use lb_common::{
     frontend::FrontendFlags,
     id::BackendId,
     maglev,
+    next_hop::NextHopValue,
     verdict::{DropReason, Verdict},
 };
 
@@ -282,7 +283,8 @@ const fn ttl_exceeded<P: Packet>() -> Verdict {
     if P::HANDS_ON { Verdict::HandedOn } else { Verdict::TtlExceeded }
 }
 
-/// The way, at `now`, of a packet that becomes `to`, with `added` bytes. XDP asks the routing table once a second and not for each packet.
+/// The way, at `now`, of a packet that becomes `to`, with `added` bytes. What XDP sends, and what enters pods, asks the routing table
+/// once a second and not for each packet.
 #[inline(always)]
 fn routed<F: Balanced, P: Packet>(
     packet: &P,
@@ -292,19 +294,22 @@ fn routed<F: Balanced, P: Packet>(
     way: &mut Way<F>,
 ) -> Result<Route, DropReason> {
     let from = packet.ifindex();
-    let mut hop = if P::HANDS_ON { forward::remembered(to) } else { None };
-    if let Some(hop) = hop.as_mut().filter(|hop| hop.is_of(to, from)) {
+    let remembers = P::HANDS_ON || (globals::forwards_pods() && way.comes_in != 0);
+    let mut hop = if remembers { forward::remembered(to) } else { None };
+    let is_ours =
+        |hop: &&mut &mut NextHopValue<F>| hop.is_of(to, from) && (hop.enters_pod != 0) != P::HANDS_ON;
+    if let Some(hop) = hop.as_mut().filter(is_ours) {
         if hop.holds(now, headers.ip_len + added as u32) {
             way.follow(hop);
             return Ok(Route::Via);
         }
-        if hop.is_to_be_probed(now) {
+        if P::HANDS_ON && hop.is_to_be_probed(now) {
             hop.asked = now;
             return Err(Verdict::HandedOn);
         }
     }
     let route = forward::route_added(packet, to, forward::wire_len(packet, headers), added, way)?;
-    if let Some(hop) = hop.filter(|_| route == Route::Via) {
+    if let Some(hop) = hop.filter(|_| route == Route::Via && way.is_to_be_remembered::<P>()) {
         way.remember(hop, to, from, now);
     }
     Ok(route)

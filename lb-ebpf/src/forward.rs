@@ -57,6 +57,15 @@ impl FamilyRoute for V6 {
     }
 }
 
+/// True if the packets of a way may enter the pod's network namespace at once: they came in, it leads to a pod, and nothing of this
+/// node's but us wants to see them. It saves them another turn in this CPU's backlog.
+#[inline(always)]
+fn may_enter<F: FamilyRoute>(way: &Way<F>) -> bool {
+    forwards_pods()
+        && way.comes_in != 0
+        && way.device().is_some_and(|device| device.flags.has(DeviceFlags::PEER))
+}
+
 /// Where the routing table sends a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -75,8 +84,8 @@ pub struct Way<F: FamilyRoute> {
     pub node: F::Addr,
     /// Bytes that a tunnel's header adds to the packet.
     added: u16,
-    /// What the lookup said: [`SUCCESS`], or something else.
-    found: i32,
+    /// 1: into the pod behind the device at once.
+    enters_pod: u16,
     /// 1: the packet came in by a device, and does not leave by one.
     pub comes_in: u32,
 }
@@ -94,6 +103,13 @@ impl<F: FamilyRoute> Way<F> {
         self.node = hop.node;
         self.next_hop.ifindex = hop.ifindex;
         self.next_hop.macs = hop.macs;
+        self.enters_pod = hop.enters_pod;
+    }
+
+    /// True if it is worth remembering at `P`'s hook.
+    #[inline(always)]
+    pub fn is_to_be_remembered<P: Packet>(&self) -> bool {
+        P::HANDS_ON || self.enters_pod != 0
     }
 
     /// Lets packets of these addresses that come in by `from` follow, from `asked` on. A BPF function of its own: the
@@ -109,6 +125,7 @@ impl<F: FamilyRoute> Way<F> {
         hop.asked = asked;
         hop.macs = self.next_hop.macs;
         hop.mtu = self.mtu().saturating_add(self.added);
+        hop.enters_pod = self.enters_pod;
     }
 
     /// What the next hop takes of the sender's packet, after a [`route`] that was given a length: bytes from the IP header
@@ -143,16 +160,6 @@ impl<F: FamilyRoute> Way<F> {
     #[inline(always)]
     fn takes_frames(&self, from: u32) -> bool {
         self.ifindex() == from || self.device().is_some_and(|device| device.flags.has(DeviceFlags::XDP))
-    }
-
-    /// True if the way leads to a pod, and its packets may enter the pod's network namespace at once: nothing of this node's but us
-    /// wants to see them. It saves them another turn in this CPU's backlog.
-    #[inline(always)]
-    fn enters_pod(&self) -> bool {
-        forwards_pods()
-            && self.comes_in != 0
-            && self.found as i64 == SUCCESS
-            && self.device().is_some_and(|device| device.flags.has(DeviceFlags::PEER))
     }
 
     /// True if the device leads to a pod of this node.
@@ -225,9 +232,7 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
     let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, size, 0) };
     way.next_hop.ifindex = way.params.ifindex;
     way.next_hop.macs = Macs([way.params.dmac, way.params.smac]);
-    if !P::HANDS_ON {
-        way.found = result as i32;
-    }
+    way.enters_pod = (!P::HANDS_ON && result == SUCCESS && may_enter(way)) as u16;
     if P::HANDS_ON {
         return match result {
             SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),
@@ -258,7 +263,7 @@ pub fn send<F: FamilyRoute, P: Packet>(packet: &mut P, l3: usize, way: &mut Way<
             if !links(packet) {
                 return Verdict::RewriteFailed;
             }
-        } else if way.enters_pod() {
+        } else if way.enters_pod != 0 {
             return match packet.enter(&way.next_hop) {
                 Ok(()) => Verdict::Redirected,
                 Err(_) => Verdict::NoRoute,

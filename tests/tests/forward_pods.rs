@@ -11,7 +11,7 @@ use lb_common::{
 };
 use lb_tests::{
     both_families,
-    packet::{ACK, FAR_MAC, Packet, SYN, SYN_ACK},
+    packet::{ACK, FAR_MAC, NEAR_MAC, Packet, SYN, SYN_ACK},
     prog::{Hook, LoadOptions, Node, Places, REDIRECT, Ran, Server, Service, UNSPEC},
 };
 
@@ -83,10 +83,16 @@ macro_rules! cases {
                     "a device of unknown kind"
                 );
                 node.let_pod_be_entered();
-                for packet in [data, Packet::tcp((client.0, 40_001), VIP, SYN)] {
+                for packet in [data.clone(), Packet::tcp((client.0, 40_001), VIP, SYN), data.clone()] {
                     let entered = (REDIRECT, true, (F::POD, 8080));
                     assert_eq!(addressed(node.run(Hook::FromPod, &packet.bytes())), entered);
                 }
+                let to = node.connection::<F>(&data.flow()).unwrap().to;
+                let hop = node.next_hop::<F>(&to).unwrap();
+                assert_eq!(
+                    (hop.enters_pod, hop.ifindex, hop.macs.0),
+                    (1, node.pod_device(), [FAR_MAC, NEAR_MAC])
+                );
                 let ran = node.run(Hook::FromNetwork, &Packet::tcp((F::CLIENT, 40_000), VIP, SYN).bytes());
                 assert_eq!(addressed(ran), (UNSPEC, false, (F::POD, 8080)), "a client outside");
             }
