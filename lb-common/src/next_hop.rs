@@ -1,5 +1,5 @@
-//! `NEXT_HOPS4`, `NEXT_HOPS6`: where XDP last sent what goes from one address to another, or tc what goes into a pod: what the
-//! routing table said, so as not to ask it for each packet.
+//! `NEXT_HOPS4`, `NEXT_HOPS6`: where XDP or tc last sent what goes from one address to another: what the routing table said,
+//! so as not to ask it for each packet.
 //!
 //! Each CPU has its own, so nobody reads what another is writing. A slot holds the pair that used it last.
 
@@ -14,6 +14,20 @@ use crate::{
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(C, align(4))]
 pub struct Macs(pub [[u8; 6]; 2]);
+
+/// Who sends packets on, and how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(transparent)]
+pub struct Manner(pub u16);
+
+impl Manner {
+    /// XDP, out of the device; tc, to a neighbour that the kernel finds, which is asked for anew each time.
+    pub const PLAIN: Self = Self(0);
+    /// tc, out of the device in a frame that it addresses itself.
+    pub const ADDRESSED: Self = Self(1);
+    /// tc, into the pod behind the device (`DeviceFlags::PEER`).
+    pub const INTO_POD: Self = Self(2);
+}
 
 /// Value of `NEXT_HOPS` under [`slot`].
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,8 +49,8 @@ pub struct NextHopValue<F: Family> {
     pub macs: Macs,
     /// MTU of the way in bytes.
     pub mtu: u16,
-    /// 1: tc's way, into the pod behind the device (`DeviceFlags::PEER`); 0: XDP's, out of the device.
-    pub enters_pod: u16,
+    /// How they are sent: [`Manner::PLAIN`] is XDP's way, the others are tc's.
+    pub manner: Manner,
 }
 
 /// 2^32 divided by the golden ratio: multiples of it are spread evenly (Knuth, The Art of Computer Programming, 6.4).

@@ -21,7 +21,7 @@ use crate::{
     frontend::{FrontendFlags, FrontendKey, FrontendKind, FrontendValue, Run},
     id::{BackendId, ServicePortId},
     kind::{Kind, Kinds},
-    next_hop::{Macs, NextHopValue},
+    next_hop::{Macs, Manner, NextHopValue},
     peer::{PeerKey, PeerValue, TunnelCounter},
     rev_nat::{SockRevNatKey, SockRevNatValue},
     settings::Settings,
@@ -60,7 +60,7 @@ macro_rules! pod_newtype {
 
 pod_newtype! {
     Addr4([u8; 4]) Addr6([u8; 16]) Be16([u8; 2]) Protocol(u8) Client4([u8; 8]) Client6([u8; 16])
-    ServicePortId(u32) BackendId(u32) Macs([[u8; 6]; 2])
+    ServicePortId(u32) BackendId(u32) Macs([[u8; 6]; 2]) Manner(u16)
     FrontendFlags(u16) FrontendKind(u8) BackendState(u8) MemberSets(u8) BackendFlags(u32) ClientKind(u32)
     DeviceRole(u32) DeviceFlags(u32) ConnectionFlags(u8) Phase(u8) Coarse(u32)
 }
@@ -103,9 +103,9 @@ pod! {
     FlowKey<V4> { tuple: Tuple<V4>, protocol: Protocol, _pad: [u8; 3] }
     FlowKey<V6> { tuple: Tuple<V6>, protocol: Protocol, _pad: [u8; 3] }
     NextHopValue<V4> { src: Addr4, dst: Addr4, node: Addr4, from: u32, ifindex: u32, asked: Coarse, macs: Macs, mtu: u16,
-        enters_pod: u16 }
+        manner: Manner }
     NextHopValue<V6> { src: Addr6, dst: Addr6, node: Addr6, from: u32, ifindex: u32, asked: Coarse, macs: Macs, mtu: u16,
-        enters_pod: u16 }
+        manner: Manner }
     ConnectionValue<V4> { to: Tuple<V4>, service_port: ServicePortId, backend: BackendId, generation: u32,
         last_seen: Coarse, flags: ConnectionFlags, phase: Phase, _pad: [u8; 2] }
     ConnectionValue<V6> { to: Tuple<V6>, service_port: ServicePortId, backend: BackendId, generation: u32,

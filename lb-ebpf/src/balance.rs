@@ -13,7 +13,7 @@ use lb_common::{
     frontend::FrontendFlags,
     id::BackendId,
     maglev,
-    next_hop::NextHopValue,
+    next_hop::{Manner, NextHopValue},
     verdict::{DropReason, Verdict},
 };
 
@@ -283,8 +283,9 @@ const fn ttl_exceeded<P: Packet>() -> Verdict {
     if P::HANDS_ON { Verdict::HandedOn } else { Verdict::TtlExceeded }
 }
 
-/// The way, at `now`, of a packet that becomes `to`, with `added` bytes. What XDP sends, and what enters pods, asks the routing table
-/// once a second and not for each packet.
+/// The way, at `now`, of a packet that becomes `to`, with `added` bytes. The routing table is asked once a second and not for each
+/// packet. tc then sends by a neighbour that the kernel finds, who is thereby known to be in use (RFC 4861, 7.3); for XDP
+/// tc has to do that now and then.
 #[inline(always)]
 fn routed<F: Balanced, P: Packet>(
     packet: &P,
@@ -294,10 +295,10 @@ fn routed<F: Balanced, P: Packet>(
     way: &mut Way<F>,
 ) -> Result<Route, DropReason> {
     let from = packet.ifindex();
-    let remembers = P::HANDS_ON || (globals::forwards_pods() && way.comes_in != 0);
+    let remembers = P::HANDS_ON || (way.comes_in != 0 && headers.l3 >= ETHERNET_LEN);
     let mut hop = if remembers { forward::remembered(to) } else { None };
     let is_ours =
-        |hop: &&mut &mut NextHopValue<F>| hop.is_of(to, from) && (hop.enters_pod != 0) != P::HANDS_ON;
+        |hop: &&mut &mut NextHopValue<F>| hop.is_of(to, from) && (hop.manner == Manner::PLAIN) == P::HANDS_ON;
     if let Some(hop) = hop.as_mut().filter(is_ours) {
         if hop.holds(now, headers.ip_len + added as u32) {
             way.follow(hop);
@@ -309,7 +310,7 @@ fn routed<F: Balanced, P: Packet>(
         }
     }
     let route = forward::route_added(packet, to, forward::wire_len(packet, headers), added, way)?;
-    if let Some(hop) = hop.filter(|_| route == Route::Via && way.is_to_be_remembered::<P>()) {
+    if let Some(hop) = hop.filter(|_| route == Route::Via && way.may_be_remembered::<P>()) {
         way.remember(hop, to, from, now);
     }
     Ok(route)

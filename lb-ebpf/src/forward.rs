@@ -11,7 +11,7 @@ use lb_common::{
     device::{DeviceFlags, DeviceRole, DeviceValue},
     family::{Address as _, Protocol, V4, V6},
     flow::Tuple,
-    next_hop::{self, Macs, NextHopValue},
+    next_hop::{self, Macs, Manner, NextHopValue},
     verdict::{DropReason, Verdict},
 };
 
@@ -19,7 +19,7 @@ use crate::{
     globals::forwards_pods,
     maps::DEVICES,
     nat::FamilyRewrite,
-    packet::{NextHop, Packet},
+    packet::{NextHop, Packet, Refused},
     parse::{ETHERNET_LEN, Headers},
 };
 
@@ -57,15 +57,6 @@ impl FamilyRoute for V6 {
     }
 }
 
-/// True if the packets of a way may enter the pod's network namespace at once: they came in, it leads to a pod, and nothing of this
-/// node's but us wants to see them. It saves them another turn in this CPU's backlog.
-#[inline(always)]
-fn may_enter<F: FamilyRoute>(way: &Way<F>) -> bool {
-    forwards_pods()
-        && way.comes_in != 0
-        && way.device().is_some_and(|device| device.flags.has(DeviceFlags::PEER))
-}
-
 /// Where the routing table sends a packet.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Route {
@@ -84,8 +75,10 @@ pub struct Way<F: FamilyRoute> {
     pub node: F::Addr,
     /// Bytes that a tunnel's header adds to the packet.
     added: u16,
-    /// 1: into the pod behind the device at once.
-    enters_pod: u16,
+    /// How its packets are sent.
+    manner: Manner,
+    /// How tc will send packets that follow; [`Manner::PLAIN`]: none may.
+    later: Manner,
     /// 1: the packet came in by a device, and does not leave by one.
     pub comes_in: u32,
 }
@@ -103,13 +96,35 @@ impl<F: FamilyRoute> Way<F> {
         self.node = hop.node;
         self.next_hop.ifindex = hop.ifindex;
         self.next_hop.macs = hop.macs;
-        self.enters_pod = hop.enters_pod;
+        self.manner = hop.manner;
     }
 
-    /// True if it is worth remembering at `P`'s hook.
+    /// Notes how a packet is sent, and how those after it.
     #[inline(always)]
-    pub fn is_to_be_remembered<P: Packet>(&self) -> bool {
-        P::HANDS_ON || self.enters_pod != 0
+    const fn becomes(&mut self, manner: Manner, later: Manner) {
+        self.manner = manner;
+        self.later = later;
+    }
+
+    /// Decides how tc sends a packet that came in, to a neighbour that is known. Into a pod goes what nothing of this node's but us
+    /// wants to see: it is spared another turn in this CPU's backlog. What has no link-layer addresses the kernel sends.
+    #[inline(always)]
+    fn choose(&mut self) {
+        match self.device() {
+            Some(device) if forwards_pods() && device.flags.has(DeviceFlags::PEER) => {
+                self.becomes(Manner::INTO_POD, Manner::INTO_POD);
+            }
+            Some(device) if !device.flags.has(DeviceFlags::L3) => {
+                self.becomes(Manner::PLAIN, Manner::ADDRESSED)
+            }
+            _ => {}
+        }
+    }
+
+    /// True if packets of its addresses may follow, out of `P`'s hook.
+    #[inline(always)]
+    pub fn may_be_remembered<P: Packet>(&self) -> bool {
+        P::HANDS_ON || self.later != Manner::PLAIN
     }
 
     /// Lets packets of these addresses that come in by `from` follow, from `asked` on. A BPF function of its own: the
@@ -125,7 +140,7 @@ impl<F: FamilyRoute> Way<F> {
         hop.asked = asked;
         hop.macs = self.next_hop.macs;
         hop.mtu = self.mtu().saturating_add(self.added);
-        hop.enters_pod = self.enters_pod;
+        hop.manner = self.later;
     }
 
     /// What the next hop takes of the sender's packet, after a [`route`] that was given a length: bytes from the IP header
@@ -232,7 +247,10 @@ pub fn route_added<F: FamilyRoute, P: Packet>(
     let result = unsafe { bpf_fib_lookup(packet.context(), &raw mut way.params, size, 0) };
     way.next_hop.ifindex = way.params.ifindex;
     way.next_hop.macs = Macs([way.params.dmac, way.params.smac]);
-    way.enters_pod = (!P::HANDS_ON && result == SUCCESS && may_enter(way)) as u16;
+    way.becomes(Manner::PLAIN, Manner::PLAIN);
+    if !P::HANDS_ON && result == SUCCESS && way.comes_in != 0 {
+        way.choose();
+    }
     if P::HANDS_ON {
         return match result {
             SUCCESS if way.takes_frames(packet.ifindex()) => Ok(Route::Via),
@@ -254,6 +272,13 @@ fn links<P: Packet>(packet: &mut P) -> bool {
     packet.add_link().is_ok()
 }
 
+/// Addresses a frame to the neighbour that is known, and sends it out of the device, or into the pod.
+#[inline(always)]
+fn addressed<F: FamilyRoute, P: Packet>(packet: &mut P, way: &Way<F>) -> Result<(), Refused> {
+    packet.write(0, &way.next_hop.macs)?;
+    if way.manner == Manner::INTO_POD { packet.enter(way.ifindex()) } else { packet.send_raw(way.ifindex()) }
+}
+
 /// Sends a rewritten packet, whose IP header is at `l3`, on its way. The lookup has put the gateway, of either family, in the
 /// destination's place. The kernel takes no packet without link-layer header here, as they come in by WireGuard, ipip or tun.
 #[inline(always)]
@@ -263,8 +288,8 @@ pub fn send<F: FamilyRoute, P: Packet>(packet: &mut P, l3: usize, way: &mut Way<
             if !links(packet) {
                 return Verdict::RewriteFailed;
             }
-        } else if way.enters_pod != 0 {
-            return match packet.enter(&way.next_hop) {
+        } else if way.manner != Manner::PLAIN {
+            return match addressed(packet, way) {
                 Ok(()) => Verdict::Redirected,
                 Err(_) => Verdict::NoRoute,
             };

@@ -512,11 +512,10 @@ impl Node {
     }
 
     /// Where XDP sent packets with `tuple`'s addresses last, as far as a CPU remembers it.
-    pub fn next_hop<F: Family>(&mut self, tuple: &Tuple<F>) -> Option<NextHopValue<F>>
+    pub fn next_hop<F: Family>(&mut self, from: u32, tuple: &Tuple<F>) -> Option<NextHopValue<F>>
     where
         NextHopValue<F>: Pod,
     {
-        let from = self.uplink();
         let map = self.ebpf.map(&name::<F>("NEXT_HOPS")).unwrap();
         let hops: PerCpuArray<&MapData, NextHopValue<F>> = map.try_into().unwrap();
         let hops = hops.get(&next_hop::slot(tuple), 0).unwrap();

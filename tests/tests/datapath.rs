@@ -20,12 +20,14 @@ use lb_common::{
     frontend::FrontendFlags,
     id::{BackendId, ServicePortId},
     limits,
+    next_hop::Manner,
     settings::Settings,
     verdict::Verdict,
 };
 use lb_tests::{
     both_families,
     packet::{self, ACK, FIN, Packet, RST, SYN, SYN_ACK, Tcp, Transport, Unreachable},
+    process::eventually,
     prog::{Hook, Node, Places, REDIRECT, Ran, SHOT, Server, Service, UNSPEC},
 };
 use socket2::{Domain, Socket, Type};
@@ -822,6 +824,27 @@ macro_rules! cases {
                 }
             }
 
+            /// tc asks the routing table, and the kernel for the neighbour, once a second, and addresses the frames in between itself.
+            pub(super) fn frames_that_follow_are_addressed_by_the_program() {
+                let (mut node, _) = serve(&[remote()]);
+                let (syn, data) = (tcp(CLIENT, VIP, SYN), tcp(CLIENT, VIP, ACK));
+                node.run_tc(Hook::FromNetwork, &syn.bytes());
+                let to = node.connection::<F>(&data.flow()).unwrap().to;
+                let addressed = |ran: &Ran| ran.packet[..12] == [packet::FAR_MAC, packet::NEAR_MAC].concat();
+                // Both within a second, on one CPU.
+                eventually("is a frame addressed", Duration::from_secs(20), || {
+                    let before = node.next_hop::<F>(node.uplink(), &to).map(|hop| hop.asked);
+                    let [first, second] = [(); 2].map(|()| node.run_tc(Hook::FromNetwork, &data.bytes()));
+                    assert_eq!((first.code, second.code), (REDIRECT, REDIRECT));
+                    assert_eq!(Packet::decode(&first.packet), Packet::decode(&second.packet));
+                    let hop = node.next_hop::<F>(node.uplink(), &to).unwrap();
+                    assert_eq!((hop.manner, hop.ifindex), (Manner::ADDRESSED, node.uplink()));
+                    let is_new = before != Some(hop.asked);
+                    Ok(is_new && !addressed(&first) && addressed(&second))
+                })
+                .unwrap();
+            }
+
             /// A frame in a VLAN is the VLAN device's, one to another address another device's, or another node's.
             pub(super) fn frames_for_others_are_left_alone() {
                 let (mut node, _) = serve(&[local(), remote()]);
@@ -918,6 +941,7 @@ both_families! {
     a_node_without_an_address_cannot_translate_sources
     a_backend_without_a_route_is_a_drop
     priority_tags_and_longer_headers_are_understood
+    frames_that_follow_are_addressed_by_the_program
     frames_for_others_are_left_alone
     fragments_follow_the_first
     events_tell_what_was_asked_for

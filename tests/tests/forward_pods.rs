@@ -8,6 +8,7 @@ use lb_common::{
     conntrack::ConnectionFlags,
     family::{Protocol, V4, V6},
     kind::Kind,
+    next_hop::Manner,
 };
 use lb_tests::{
     both_families,
@@ -88,11 +89,9 @@ macro_rules! cases {
                     assert_eq!(addressed(node.run(Hook::FromPod, &packet.bytes())), entered);
                 }
                 let to = node.connection::<F>(&data.flow()).unwrap().to;
-                let hop = node.next_hop::<F>(&to).unwrap();
-                assert_eq!(
-                    (hop.enters_pod, hop.ifindex, hop.macs.0),
-                    (1, node.pod_device(), [FAR_MAC, NEAR_MAC])
-                );
+                let hop = node.next_hop::<F>(node.pod_device(), &to).unwrap();
+                let expected = (Manner::INTO_POD, node.pod_device(), [FAR_MAC, NEAR_MAC]);
+                assert_eq!((hop.manner, hop.ifindex, hop.macs.0), expected);
                 let ran = node.run(Hook::FromNetwork, &Packet::tcp((F::CLIENT, 40_000), VIP, SYN).bytes());
                 assert_eq!(addressed(ran), (UNSPEC, false, (F::POD, 8080)), "a client outside");
             }

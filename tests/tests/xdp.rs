@@ -109,7 +109,7 @@ macro_rules! cases {
                 let to = node.connection::<F>(&data.flow()).unwrap().to;
                 let asked = loop {
                     if node.run_xdp(&data.bytes()).code == XDP_TX {
-                        break node.next_hop::<F>(&to).unwrap();
+                        break node.next_hop::<F>(node.uplink(), &to).unwrap();
                     }
                 };
                 assert_eq!((asked.ifindex, asked.mtu), (node.uplink(), 1500));

@@ -100,8 +100,8 @@ pub trait Packet {
     fn mark_congested(&mut self);
     /// Sends the packet on.
     fn send(&mut self, next_hop: &mut NextHop) -> Result<(), Refused>;
-    /// Hands the packet to the other end of the veth device it goes to, in another network namespace, as if received there.
-    fn enter(&mut self, next_hop: &NextHop) -> Result<(), Refused>;
+    /// Hands the packet as it is to the other end of veth device `ifindex`, in another network namespace, as if received there.
+    fn enter(&mut self, ifindex: u32) -> Result<(), Refused>;
     /// Sends the packet out of device `ifindex` as it is, link-layer header included.
     fn send_raw(&mut self, ifindex: u32) -> Result<(), Refused>;
     /// Lets the packet come in by device `ifindex`, as if received there.

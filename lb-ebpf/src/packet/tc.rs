@@ -250,12 +250,10 @@ impl Packet for TcPacket {
         redirected(unsafe { bpf_redirect_neigh(next_hop.ifindex, &raw mut next_hop.neighbour, len, 0) })
     }
 
-    /// The kernel addresses nothing here, and delivers whatever the address; a bridge inside would go by it.
     #[inline(always)]
-    fn enter(&mut self, next_hop: &NextHop) -> Result<(), Refused> {
-        self.write(0, &next_hop.macs)?;
+    fn enter(&mut self, ifindex: u32) -> Result<(), Refused> {
         // SAFETY: no pointers.
-        redirected(unsafe { bpf_redirect_peer(next_hop.ifindex, 0) })
+        redirected(unsafe { bpf_redirect_peer(ifindex, 0) })
     }
 
     #[inline(always)]

@@ -184,7 +184,7 @@ impl Packet for XdpPacket {
     }
 
     #[inline(always)]
-    fn enter(&mut self, _next_hop: &NextHop) -> Result<(), Refused> {
+    fn enter(&mut self, _ifindex: u32) -> Result<(), Refused> {
         Err(Refused)
     }
 
