@@ -1,7 +1,7 @@
 //! The way of a packet that the program forwards itself: FIB lookup, neighbour, redirect.
 //!
 //! A packet whose source became a node address cannot go up the stack: it would be dropped as a martian. The kernel
-//! resolves the neighbour (`bpf_redirect_neigh`, Linux 5.10), so a next hop that is not yet known works too, as do
+//! resolves the neighbour (`bpf_redirect_neigh`, Linux 5.10), once a second, so a next hop that is not yet known works too, as do
 //! devices without link-layer addresses. In XDP nobody resolves anything: a way that has no neighbour yet, is too
 //! narrow, or leads to a device that takes no frames from XDP is left to tc.
 
