@@ -57,7 +57,7 @@ pub struct DeviceValue {
     pub snat4: Addr4,
     /// The same for IPv6.
     pub snat6: Addr6,
-    /// Its link-layer address: frames to another are not for this device. Zero: it has none.
+    /// Its link-layer address: frames to another are not for this device. Zero: it takes any, as a bridge's port does, or has none.
     pub mac: [u8; 6],
     /// Zero.
     pub _pad: [u8; 2],

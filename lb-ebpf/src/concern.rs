@@ -36,14 +36,26 @@ pub fn xdp(port: Be16) -> bool {
     (port.get() as u32).wrapping_sub(min) < count || has_frontends(port)
 }
 
-/// True if the frame is addressed to the device it came in by, as far as the agent knows. Where nothing else says so, to be asked
-/// of what opens a connection: what is in none yet may have been meant for another node, and come here because a switch
-/// floods and somebody listens to all of it (promiscuous mode).
+/// True if the kernel says that a frame is not for the uplink it came in by: it is in a VLAN, whose own device will see it, or
+/// addressed to another device, as of what a switch floods somebody who listens to everything (promiscuous mode) gets to see. A
+/// bridge's port takes frames for the bridge.
+#[inline(always)]
+pub fn is_for_others<P: Packet>(packet: &P) -> bool {
+    packet.is_in_vlan() || (packet.is_addressed_elsewhere() && address(packet) != Some([0; 6]))
+}
+
+/// The same, asked by a hook that the kernel tells nothing, of what opens a connection.
 #[inline(always)]
 pub fn is_addressed<P: Packet>(packet: &P) -> bool {
+    let to = packet.read::<Macs>(0).map(|macs| macs.0[0]);
+    address(packet).is_some_and(|own| own == [0; 6] || to == Some(own))
+}
+
+/// The link-layer address of the device that a frame came in by; zero: it takes frames to any.
+#[inline(always)]
+fn address<P: Packet>(packet: &P) -> Option<[u8; 6]> {
     // SAFETY: replaced whole by the agent; read within this run.
-    let Some(device) = (unsafe { DEVICES.get(packet.ifindex()) }) else { return false };
-    packet.read::<Macs>(0).is_some_and(|macs| macs.0[0] == device.mac)
+    unsafe { DEVICES.get(packet.ifindex()) }.map(|device| device.mac)
 }
 
 /// True if a packet with `headers` may concern tc at `hook`: it may dial a frontend, belong to a connection of a kind that is

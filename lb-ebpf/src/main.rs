@@ -100,7 +100,7 @@ pub fn tc_workload_egress(context: TcContext) -> i32 {
 #[inline(always)]
 fn classify(context: TcContext, hook: Hook, link_len: usize) -> i32 {
     let mut packet = TcPacket::new(context);
-    let is_for_others = link_len > 0 && hook.is_ingress() && packet.is_for_others();
+    let is_for_others = link_len > 0 && hook == Hook::UplinkIngress && concern::is_for_others(&packet);
     let verdict = match parse_link(&mut packet, link_len) {
         _ if is_for_others => None,
         Some((V4::ETHERTYPE, l3)) => family::<V4, _>(&mut packet, l3, hook),

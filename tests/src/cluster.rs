@@ -61,7 +61,8 @@ pub const OUTSIDER_V6: &str = "2001:db8:200::10";
 
 const GATEWAY_V4: &str = "169.254.1.1";
 const GATEWAY_V6: &str = "fe80::1";
-const GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
+/// Link-layer address of the node, as pods see it.
+pub const GATEWAY_MAC: &str = "ee:ee:ee:ee:ee:ee";
 
 /// A pod to be.
 #[derive(Clone, Debug)]

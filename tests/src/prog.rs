@@ -268,6 +268,13 @@ impl Node {
         self.flag(self.devices[2], DeviceFlags::XDP);
     }
 
+    /// Lets the uplink be a bridge's port.
+    pub fn let_uplink_take_any_frame(&mut self) {
+        let uplink = self.uplink();
+        let value: DeviceValue = self.hash("DEVICES").get(&uplink, 0).unwrap();
+        self.hash("DEVICES").insert(uplink, DeviceValue { mac: [0; 6], ..value }, 0).unwrap();
+    }
+
     /// Lets packets enter the pod at once, and makes its link-layer address, [`FAR_MAC`], known.
     pub fn let_pod_be_entered(&mut self) {
         self.flag(self.pod_device(), DeviceFlags::PEER);

@@ -856,6 +856,12 @@ macro_rules! cases {
                 }
                 assert_eq!((node.connections::<F>(), node.all_verdicts()), (0, BTreeMap::new()));
                 assert_ne!(node.run(Hook::FromNetwork, &request), untouched(&request));
+                // A bridge's port, and a pod's device, whose frames are addressed to the bridge.
+                let mut to_another = tcp((F::CLIENT, 40_001), VIP, SYN).bytes();
+                to_another[..6].copy_from_slice(&packet::FAR_MAC);
+                assert_ne!(node.run(Hook::FromPod, &to_another), untouched(&to_another));
+                node.let_uplink_take_any_frame();
+                assert_ne!(node.run(Hook::FromNetwork, &to_another), untouched(&to_another));
             }
 
             /// Later fragments have no ports: they follow the first.

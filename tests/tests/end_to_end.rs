@@ -9,7 +9,7 @@ use std::{net::IpAddr, process::Command, time::Duration};
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     agent::Agent,
-    cluster::{At, CLIENT_V4, CLIENT_V6, Cluster, NODES, PodSpec},
+    cluster::{At, CLIENT_V4, CLIENT_V6, Cluster, GATEWAY_MAC, NODES, PodSpec},
     probe::{ClientError, Reply, Target, Transport},
     process::eventually,
 };
@@ -223,13 +223,14 @@ fn counted(status: &str, verdict: &str) -> Result<u64> {
 /// The same without socket hooks: pods are served by their devices' programs alone (VMs, Kata, raw sockets).
 #[test]
 fn pods_are_balanced_without_socket_hooks() -> Result<()> {
-    pods_are_balanced_by_packet(&["--socket-lb", "false"]).map(drop)
+    pods_are_balanced_by_packet(&cluster_with(&["--socket-lb", "false"])?)
 }
 
 /// The same past the stack.
 #[test]
 fn pods_are_balanced_past_the_stack() -> Result<()> {
-    let cluster = pods_are_balanced_by_packet(&["--socket-lb", "false", "--forward-pods"])?;
+    let cluster = cluster_with(&["--socket-lb", "false", "--forward-pods"])?;
+    pods_are_balanced_by_packet(&cluster)?;
     // From pod to pod, and from the network to the pod that asked, no packet is sent by the host's end of a pod's device.
     let sent = || ["vetha1", "vetha2"].map(|device| sent_by(&cluster, device));
     let before = sent();
@@ -249,18 +250,17 @@ fn sent_by(cluster: &Cluster, device: &str) -> Result<u64> {
     links[0]["stats64"]["tx"]["packets"].as_u64().with_context(|| format!("packets of {device}: {links}"))
 }
 
-fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<Cluster> {
-    let cluster = cluster_with(arguments)?;
+fn pods_are_balanced_by_packet(cluster: &Cluster) -> Result<()> {
     for to in ["10.96.0.20:80", "[fd00:96::20]:80", "192.0.2.11:31080", "203.0.113.20:80"] {
-        everyone_answers(&cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
-        let reply = answered(&cluster, &At::pod("a2"), to)?;
+        everyone_answers(cluster, &At::pod("a2"), Target::http(to)?, &["a1", "b1"])?;
+        let reply = answered(cluster, &At::pod("a2"), to)?;
         ensure!(reply.answer.client == reply.own, "the pod's address is kept: {reply:?}");
     }
     for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
-        everyone_answers(&cluster, &At::pod("a2"), Target::udp(to)?, &["a1", "b1"])?;
+        everyone_answers(cluster, &At::pod("a2"), Target::udp(to)?, &["a1", "b1"])?;
     }
     for to in ["10.96.0.23:80", "[fd00:96::23]:80"] {
-        let reply = answered(&cluster, &At::pod("a1"), to)?;
+        let reply = answered(cluster, &At::pod("a1"), to)?;
         let node: IpAddr = if reply.peer.is_ipv4() { NODE_A } else { NODE_A6 }.parse()?;
         ensure!(reply.answer.client.ip() == node, "spec 4.25, hairpin: {reply:?}");
     }
@@ -274,7 +274,7 @@ fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<Cluster> {
         ensure!(outcome == Err(ClientError::Refused), "{target:?}: {outcome:?}");
     }
     for to in ["10.96.0.20:53", "[fd00:96::20]:53"] {
-        everyone_answers(&cluster, &At::pod("a2"), Target::udp(to)?.sized(2000), &["a1", "b1"])?;
+        everyone_answers(cluster, &At::pod("a2"), Target::udp(to)?.sized(2000), &["a1", "b1"])?;
     }
     for to in ["10.96.0.20:80", "[fd00:96::20]:80"] {
         for _ in 0..4 {
@@ -282,8 +282,34 @@ fn pods_are_balanced_by_packet(arguments: &[&str]) -> Result<Cluster> {
             ensure!(fetched == Ok(3_000_000), "{to}: {fetched:?}");
         }
     }
-    what_service_cidrs_hold_is_refused(&cluster, &[At::pod("a2"), At::host("node-a")])?;
-    Ok(cluster)
+    what_service_cidrs_hold_is_refused(cluster, &[At::pod("a2"), At::host("node-a")])
+}
+
+/// What the bridge plugin makes of a node, and CNIs that use it (flannel, kindnet of old): pods are ports of a bridge, to which their frames
+/// are addressed.
+#[test]
+fn pods_behind_a_bridge_are_balanced() -> Result<()> {
+    for arguments in [&["--socket-lb", "false"][..], &["--socket-lb", "false", "--forward-pods"]] {
+        let cluster = cluster_with(arguments)?;
+        let mut commands = vec![
+            "link add cni0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0".to_owned(),
+            format!("link set cni0 address {GATEWAY_MAC} up"),
+        ];
+        for (pod, host) in [("a1", 10), ("a2", 11)] {
+            commands.extend([
+                format!("link set veth{pod} address 02:00:00:00:0c:{host}"),
+                format!("link set veth{pod} master cni0"),
+                format!("route replace 10.244.1.{host}/32 dev cni0 src {NODE_A}"),
+                format!("route replace fd00:244:1::{host}/128 dev cni0 src {NODE_A6}"),
+            ]);
+        }
+        cluster.place(&At::host("node-a"))?.namespace.ip(&commands)?;
+        pods_are_balanced_by_packet(&cluster)?;
+        for to in ["192.0.2.11:31080", "[2001:db8:2::11]:31080", "203.0.113.20:80"] {
+            everyone_answers(&cluster, &At::Client, Target::http(to)?, &["a1", "b1"])?;
+        }
+    }
+    Ok(())
 }
 
 /// Spec 1.49 to 1.52, 2.25, 4.22, 4.31, 5.7 and DESIGN 10.

@@ -195,7 +195,7 @@ pub fn node_state(devices: &[Device], patterns: &Patterns, detect_local: &Detect
             flags: device_flags(device, role, detect_local),
             snat4: snat_source::<Addr4>(device, devices),
             snat6: snat_source::<Addr6>(device, devices),
-            mac: device.mac,
+            mac: own_mac(device),
             _pad: [0; 2],
         };
         if role.is_some() {
@@ -212,6 +212,12 @@ pub fn node_state(devices: &[Device], patterns: &Patterns, detect_local: &Detect
             .flatten()
             .collect();
     state
+}
+
+/// The address that frames for the device bear, if it takes no others: ports take those for the bridge, or the bond.
+fn own_mac(device: &Device) -> [u8; 6] {
+    let is_port = device.port_of.as_deref().is_some_and(|kind| kind != "vrf");
+    if is_port { [0; 6] } else { device.mac }
 }
 
 fn is_vlan_of(above: &Device, device: &Device) -> bool {
@@ -423,6 +429,10 @@ mod tests {
         assert_eq!(state.others.len(), 1, "neither the loopback device nor IPVS's");
     }
 
+    fn patterns_for(uplink: &str) -> Patterns {
+        Patterns { uplink: vec![uplink.into()], ..Patterns::default() }
+    }
+
     #[test]
     fn pods_devices_and_those_below_vlans_are_known() {
         let mut devices = node();
@@ -433,6 +443,9 @@ mod tests {
         devices.push(Device { ifindex: 9, link: Some(2), ..device("macvlan0", "macvlan") });
         let state = node_state(&devices, &Patterns::default(), &DetectLocal::default());
         assert_eq!(state.devices[&3].1.mac, [2, 0, 0, 0, 0, 7]);
+        let under_a_bridge =
+            node_state(&[port(devices[2].clone(), "bridge")], &patterns_for("eth0"), &DetectLocal::default());
+        assert_eq!(under_a_bridge.devices[&3].1.mac, [0; 6], "it takes frames for the bridge");
         let below: Vec<u32> = state
             .receivers
             .iter()
@@ -445,8 +458,7 @@ mod tests {
             state.devices.iter().filter(|(_, entry)| is_peer(entry)).map(|(&ifindex, _)| ifindex).collect()
         };
         assert_eq!(peers(&state), [4]);
-        let patterns = Patterns { uplink: vec!["veth*".into()], ..Patterns::default() };
-        let state = node_state(&devices, &patterns, &DetectLocal::default());
+        let state = node_state(&devices, &patterns_for("veth*"), &DetectLocal::default());
         assert_eq!((peers(&state), state.devices[&4].1.role), (vec![], DeviceRole::UPLINK), "not a pod's");
     }
 

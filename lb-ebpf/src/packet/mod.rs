@@ -65,8 +65,10 @@ pub trait Packet {
     fn counted_len(&self, len: u32) -> u32;
     /// Device the hook belongs to.
     fn ifindex(&self) -> u32;
-    /// True if the hook is told that the frame is not for its device: it is addressed to another, or in a VLAN.
-    fn is_for_others(&self) -> bool;
+    /// True if the hook is told that the frame is in a VLAN.
+    fn is_in_vlan(&self) -> bool;
+    /// True if the hook is told that the frame is addressed to another than its device.
+    fn is_addressed_elsewhere(&self) -> bool;
     /// The context, for helpers that want it.
     fn context(&self) -> *mut c_void;
     /// Makes the bytes before `end`, and others that may be headers, readable if these are not, as far as the packet has

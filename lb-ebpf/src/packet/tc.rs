@@ -91,16 +91,16 @@ impl Packet for TcPacket {
         unsafe { (*self.skb()).ifindex }
     }
 
-    /// A frame in a VLAN that the kernel does not know it drops, one in a VLAN it knows is seen again at the VLAN's device; one
-    /// to another device it drops too, unless a device above this one (macvlan) has its address.
     #[inline(always)]
-    fn is_for_others(&self) -> bool {
+    fn is_in_vlan(&self) -> bool {
         // SAFETY: the context is valid for the whole run of the program.
-        unsafe {
-            let skb = self.skb();
-            (*skb).pkt_type == PACKET_OTHERHOST
-                || ((*skb).vlan_present != 0 && (*skb).vlan_tci & VLAN_ID as u32 != 0)
-        }
+        unsafe { (*self.skb()).vlan_present != 0 && (*self.skb()).vlan_tci & VLAN_ID as u32 != 0 }
+    }
+
+    #[inline(always)]
+    fn is_addressed_elsewhere(&self) -> bool {
+        // SAFETY: the context is valid for the whole run of the program.
+        unsafe { (*self.skb()).pkt_type == PACKET_OTHERHOST }
     }
 
     #[inline(always)]

@@ -76,9 +76,15 @@ impl Packet for XdpPacket {
         self.context.ingress_ifindex() as u32
     }
 
-    /// Asked where a connection is opened (`concern::is_addressed`): there is nothing to read it from.
+    /// The tag, where it was not taken off, is read with the headers.
     #[inline(always)]
-    fn is_for_others(&self) -> bool {
+    fn is_in_vlan(&self) -> bool {
+        false
+    }
+
+    /// Nobody says; [`crate::concern::is_addressed`] compares.
+    #[inline(always)]
+    fn is_addressed_elsewhere(&self) -> bool {
         false
     }
 
