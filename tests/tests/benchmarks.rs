@@ -77,8 +77,15 @@ fn every_way_to_a_service_serves_and_is_measured() {
             "floor: forwarded by a program that records both directions",
         ];
         cases.extend(floors.map(|way| format!("{measure}, {way}")));
-        let by = ["socket", "tc", "tc, sent on past the stack", "nftables", "iptables"]
-            .map(|by| format!("ClusterIP by {by}"));
+        let by = [
+            "socket",
+            "tc",
+            "tc, sent on past the stack",
+            "tc, sent on past the stack to another node",
+            "nftables",
+            "iptables",
+        ]
+        .map(|by| format!("ClusterIP by {by}"));
         let from_outside = ["tc", "XDP", "nftables"].map(|by| format!("NodePort by {by}"));
         for path in by.into_iter().chain(from_outside) {
             cases.extend([1, 50].map(|services| format!("{measure}, {path}, services: {services}")));

@@ -52,14 +52,19 @@ macro_rules! cases {
             ) {
                 let kinds = node.kinds() & !Kind::Kept.bit();
                 assert_eq!(kinds, kind.bit() & !Kind::Kept.bit(), "no other kind");
-                let translated = node.run(hook, &packet.bytes());
-                assert_ne!(translated.packet, packet.bytes());
+                // Which link-layer addresses a frame bears by then depends on when the routing table was asked.
+                let run = |node: &mut Node| {
+                    let ran = node.run(hook, &packet.bytes());
+                    (ran.code, Packet::decode(&ran.packet))
+                };
+                let translated = run(node);
+                assert_ne!(translated.1, *packet);
                 node.forget_kinds();
                 assert_eq!(node.kinds(), 0);
                 assert_eq!(node.run(hook, &packet.bytes()), untouched(packet));
                 open(node);
                 assert_ne!(node.kinds(), 0);
-                assert_eq!(node.run(hook, &packet.bytes()), translated);
+                assert_eq!(run(node), translated);
             }
 
             pub(super) fn answers_to_clients_that_keep_their_address() {
