@@ -108,7 +108,7 @@ impl Agent {
         let question = format!("is the agent of {} ready", self.node);
         let namespace = self.place.namespace.clone();
         let process = self.process.as_mut().context("the agent is not started")?;
-        let ready = eventually(&question, Duration::from_secs(120), || {
+        let ready = eventually(&question, Duration::from_secs(60), || {
             if let Some(status) = process.child().try_wait()? {
                 // No use in waiting any longer: `Ok(true)` ends it, the check below tells.
                 eprintln!("the agent ended: {status}");

@@ -67,6 +67,16 @@ impl Namespace {
     }
 }
 
+/// Ethernet address of a device of the calling thread's network namespace.
+pub fn mac_of(device: &str) -> Result<[u8; 6]> {
+    let output = Command::new("ip").args(["-j", "link", "show", device]).output().context("run ip")?.stdout;
+    let links: serde_json::Value =
+        serde_json::from_slice(&output).with_context(|| format!("find {device}"))?;
+    let bytes = links[0]["address"].as_str().with_context(|| format!("{device} has no address"))?.split(':');
+    let bytes: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16)).collect::<Result<_, _>>()?;
+    bytes.try_into().map_err(|bytes| anyhow!("{device}: no Ethernet address: {bytes:?}"))
+}
+
 /// Moves the calling thread into the network namespace behind `file`. Callable between fork and exec.
 pub fn enter(file: &File) -> io::Result<()> {
     // SAFETY: setns takes a descriptor, which `file` keeps open, and changes only the calling thread.

@@ -24,6 +24,9 @@ fn untouched(packet: &Packet) -> Ran {
     Ran { code: UNSPEC, packet: packet.bytes() }
 }
 
+/// Bytes of both link-layer addresses at the head of a frame.
+const LINK_ADDRESSES: usize = 12;
+
 /// The cases, expanded once per family, as in `datapath.rs`.
 macro_rules! cases {
     ($module:ident, $F:ident) => {
@@ -55,10 +58,10 @@ macro_rules! cases {
                 // Which link-layer addresses a frame bears by then depends on when the routing table was asked.
                 let run = |node: &mut Node| {
                     let ran = node.run(hook, &packet.bytes());
-                    (ran.code, Packet::decode(&ran.packet))
+                    (ran.code, ran.packet[LINK_ADDRESSES..].to_vec())
                 };
                 let translated = run(node);
-                assert_ne!(translated.1, *packet);
+                assert_ne!(translated.1, packet.bytes()[LINK_ADDRESSES..]);
                 node.forget_kinds();
                 assert_eq!(node.kinds(), 0);
                 assert_eq!(node.run(hook, &packet.bytes()), untouched(packet));

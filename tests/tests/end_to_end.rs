@@ -496,14 +496,14 @@ fn the_agent_may_die_at_any_time() -> Result<()> {
         for conversation in &kept {
             conversation.ask()?.with_context(|| format!("killed, round {round}"))?;
         }
-        probes.iter().try_for_each(|probe| probe.load_goes_on(10))?;
+        probes.iter().try_for_each(|probe| probe.load_goes_on(20))?;
         cluster.agent("node-a")?.start()?;
         cluster.agent("node-a")?.wait_until_ready()?;
         cluster.agent("node-a")?.stop()?;
         for conversation in &kept {
             conversation.ask()?.with_context(|| format!("stopped, round {round}"))?;
         }
-        probes.iter().try_for_each(|probe| probe.load_goes_on(10))?;
+        probes.iter().try_for_each(|probe| probe.load_goes_on(20))?;
         cluster.agent("node-a")?.start()?;
         cluster.agent("node-a")?.wait_until_ready()?;
     }

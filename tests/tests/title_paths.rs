@@ -402,7 +402,7 @@ fn rolling_updates_lose_no_request() -> Result<()> {
                 eventually("is the change in force", PATIENCE, || {
                     Ok(scene.ask(&At::pod("b1"), target)?.is_ok_and(|reply| reply.answer.pod == watched))
                 })?;
-                clients.iter().try_for_each(|from| scene.cluster.probe(from)?.load_goes_on(4))?;
+                clients.iter().try_for_each(|from| scene.cluster.probe(from)?.load_goes_on(5))?;
             }
         }
         for from in &clients {

@@ -2,7 +2,7 @@
 //! leaves to tc. That both together do what tc does alone, `datapath.rs` shows. Needs root.
 #![allow(clippy::allow_attributes, clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "tests")]
 
-use std::{collections::BTreeMap, net::IpAddr, process::Command};
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     conntrack::Coarse,
@@ -12,18 +12,14 @@ use lb_common::{
     verdict::Verdict,
 };
 use lb_tests::{
-    both_families,
+    both_families, netns,
     packet::{self, ACK, Packet, SYN},
     prog::{Hook, Node, Places, Ran, Server, Service, UNSPEC, XDP_DROP, XDP_PASS, XDP_REDIRECT, XDP_TX, ip},
 };
 
 /// The link-layer address of a device of this namespace.
 fn mac(device: &str) -> [u8; 6] {
-    let output = Command::new("ip").args(["-j", "link", "show", device]).output().expect("run ip").stdout;
-    let links: serde_json::Value = serde_json::from_slice(&output).unwrap();
-    let bytes = links[0]["address"].as_str().unwrap().split(':');
-    let bytes: Vec<u8> = bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect();
-    bytes.try_into().unwrap()
+    netns::mac_of(device).unwrap()
 }
 
 fn packets(node: &Node) -> BTreeMap<Verdict, u64> {
